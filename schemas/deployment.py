@@ -1,0 +1,62 @@
+"""Deployment: a published revision of a model."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.descriptor import TensorSpec
+from schemas.document import Document
+from schemas.evidence import BatchProof
+
+
+class DeploymentState(StrEnum):
+    """``active`` is served; ``previous`` is kept for a rollback; ``retired`` is out of the repository."""
+
+    ACTIVE = "active"
+    PREVIOUS = "previous"
+    RETIRED = "retired"
+
+
+class EntrySpec(Document):
+    """What the deployer publishes: everything a ``config.pbtxt`` says, in our own words."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    version: int = Field(ge=1)
+    inputs: tuple[TensorSpec, ...] = Field(
+        min_length=1, description="Shapes with the batch axis, as the model has them"
+    )
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    batching: BatchProof
+    max_batch_size: int = Field(ge=0, description="0: no batching; else proven, the first axis is left out of dims")
+    labels: tuple[str, ...] = ()
+    labels_output: str | None = Field(default=None, description="The output whose last axis the labels name")
+
+
+class Health(Document):
+    """What was seen of a deployment's health."""
+
+    state: Literal["unknown", "ready", "failed"] = "unknown"
+    detail: str = ""
+
+
+class Deployment(Document):
+    """A published revision of a model."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    version: int
+    job_id: str
+    contender: str = Field(description="Candidate id, or 'original'")
+    model_sha256: str
+    state: DeploymentState
+    entry: str = Field(description="The Triton repository entry's folder")
+    manifest: str | None = Field(default=None, description="The KServe manifest's path")
+    config: str = Field(description="Text of config.pbtxt")
+    spec: EntrySpec
+    health: Health = Health()
+    previous_version: int | None = None
+    created_at: datetime

@@ -1,0 +1,67 @@
+"""TargetProfile: what the model is for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.document import Document
+
+
+class Precision(StrEnum):
+    """Numeric precision of a candidate's weights and arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Objective(StrEnum):
+    """What the best candidate is best at."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    SIZE = "size"
+
+
+class Tolerance(Document):
+    """How far a candidate's outputs may be from the original's.
+
+    A numeric output passes when ``|candidate - original| <= atol + rtol * |original|`` everywhere (numpy.allclose's
+    formula) or, for precisions that are lossy by nature, when its cosine reaches ``min_cosine``; see
+    ``validator/verdict.py``. Labels and strings pass when the share of equal values reaches ``min_agreement``.
+    """
+
+    atol: float = Field(default=1e-4, ge=0, le=1.0)
+    rtol: float = Field(default=1e-3, ge=0, le=1.0)
+    min_cosine: float = Field(default=0.9999, ge=0.9, le=1)
+    min_agreement: float = Field(default=1.0, ge=0.5, le=1)
+
+
+DEFAULT_TOLERANCES: dict[Precision, Tolerance] = {
+    # Reordered float32 arithmetic (fused kernels, another BLAS) differs in the last bits; 1e-3 relative is an order
+    # above what transformers and CNNs show and two below what changes a decision.
+    Precision.FP32: Tolerance(),
+    # Half precision keeps 11 bits of mantissa: 2**-11 = 4.9e-4 a rounding, accumulated over the layers.
+    Precision.FP16: Tolerance(atol=1e-2, rtol=1e-2, min_cosine=0.999, min_agreement=0.99),
+    # Per-channel int8 was measured at cosine .991 and above on real sentences (MiniLM); per-tensor at .948 is wrong.
+    Precision.INT8: Tolerance(atol=5e-2, rtol=5e-2, min_cosine=0.99, min_agreement=0.97),
+}
+
+
+class TargetProfile(Document):
+    """What the model is for. The default is this machine's CPU, served by Triton's onnxruntime backend in fp32."""
+
+    schema_version: Literal[1] = 1
+    hardware: Literal["cpu"] = "cpu"
+    runtime: Literal["triton-onnxruntime"] = "triton-onnxruntime"
+    objective: Objective = Objective.LATENCY
+    precisions: tuple[Precision, ...] = Field(default=(Precision.FP32,), min_length=1)
+    batch_sizes: tuple[int, ...] = Field(default=(1, 8), min_length=1, max_length=8)
+    tolerances: dict[Precision, Tolerance] = Field(default_factory=dict)
+
+    def tolerance(self, precision: Precision) -> Tolerance:
+        """Return the tolerance that holds for ``precision``: the target's own, else the documented default."""
+        return self.tolerances.get(precision, DEFAULT_TOLERANCES[precision])
