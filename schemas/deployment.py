@@ -34,6 +34,10 @@ class EntrySpec(Document):
     max_batch_size: int = Field(ge=0, description="0: no batching; else proven, the first axis is left out of dims")
     labels: tuple[str, ...] = ()
     labels_output: str | None = Field(default=None, description="The output whose last axis the labels name")
+    example_axes: dict[str, int] = Field(
+        default_factory=dict,
+        description="Dynamic axis name to a size that was seen to run; warm-up and snippets use it",
+    )
 
 
 class Health(Document):

@@ -103,6 +103,9 @@ class ModelDescriptor(Document):
     task: str | None = Field(default=None, description="Hugging Face's task names, for example feature-extraction")
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    example_axes: dict[str, int] = Field(
+        default_factory=dict, description="Dynamic axis name to a size that was seen to run; exporters trace with it"
+    )
     opset: int | None = None
     operators: dict[str, int] = Field(default_factory=dict, description="Operator name to count")
     parameter_count: int | None = Field(default=None, ge=0)

@@ -137,6 +137,14 @@ class StorageFull(ModeliumError):
     retryable = True
 
 
+class StillChanging(ModeliumError):
+    """What was dropped changed while it was read; it is taken once it has settled."""
+
+    code = "still_changing"
+    exit_code = 3
+    retryable = True
+
+
 _BY_CODE: dict[str, type[ModeliumError]] = {
     cls.code: cls
     for cls in (
@@ -155,6 +163,7 @@ _BY_CODE: dict[str, type[ModeliumError]] = {
         SandboxCrashed,
         ToolchainMissing,
         StorageFull,
+        StillChanging,
     )
 }
 

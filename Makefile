@@ -1,0 +1,48 @@
+# Two commands: `make run` shows the pipeline at work on real models, `make test` proves it.
+.PHONY: help setup run test lint types contracts package schemas bench clean
+export MODELIUM_HOME ?= $(CURDIR)/.modelium
+PY := .venv/bin/python -P
+
+help:
+	@echo "make run      set up, start the pipeline, drop the example models in, show them deployed"
+	@echo "make test     set up what tests need and pass them"
+	@echo "make setup    only the environment (.venv)"
+	@echo "make lint     ruff, mypy --strict, import contracts"
+	@echo "make bench    the pipeline against a bare script, and what it costs at rest"
+	@echo "make package  build the wheel and test it in an environment of its own"
+
+setup:
+	@./setup.sh
+
+run: setup
+	@$(PY) examples/demo.py
+
+test:
+	@./setup.sh dev
+	@tests/services.sh
+	.venv/bin/pytest -q
+
+lint: types contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types:
+	@./setup.sh dev
+	.venv/bin/mypy
+
+contracts:
+	@./setup.sh dev
+	.venv/bin/lint-imports
+
+schemas: setup
+	$(PY) -m schemas.published
+
+package:
+	@./setup.sh dev
+	tests/package.sh
+
+bench: setup
+	$(PY) bench/run.py
+
+clean:
+	rm -rf .venv .modelium .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

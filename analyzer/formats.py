@@ -1,0 +1,205 @@
+"""Tell what a file is by its content alone; its name is never looked at."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from analyzer import onnx_wire
+from analyzer.byte_source import codec_of, head_of, open_bytes
+from analyzer.pickle_machine import TORCH_MAGIC, BrokenPickle, read_pickle
+from analyzer.zip_members import NoCentralDirectory, ZipMembers, first_member, open_zip
+from schemas.descriptor import Format
+from schemas.errors import LimitExceeded, ModelFailed
+
+HEAD_BYTES = 4096
+_SNIFF_OPCODES = 20_000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file's format, and the kind within it that readers and refusals tell apart."""
+
+    format: Format
+    kind: str
+    detail: str = ""
+
+
+_MAGIC: tuple[tuple[int, bytes, Format, str], ...] = (
+    (0, b"\x89HDF\r\n\x1a\n", Format.KERAS, "keras-h5"),
+    (4, b"TFL3", Format.TFLITE, "tflite"),
+    (0, b"GGUF", Format.GGUF, "gguf"),
+    (0, b"lmgg", Format.GGUF, "gguf"),
+    (0, b"tjgg", Format.GGUF, "gguf"),
+    (0, b"CBM1", Format.CATBOOST, "catboost"),
+    (0, b"\x93NUMPY", Format.NUMPY, "npy"),
+    (0, b"tree\nversion=v", Format.LIGHTGBM, "lightgbm"),
+    (4, b"ET12", Format.UNKNOWN, "executorch"),
+    (0, b"7z\xbc\xaf\x27\x1c", Format.ARCHIVE, "7z"),
+    (0, b"\x28\xb5\x2f\xfd", Format.ARCHIVE, "zstd"),
+    (0, b"\x04\x22\x4d\x18", Format.ARCHIVE, "lz4"),
+    (0, b"Rar!\x1a\x07", Format.ARCHIVE, "rar"),
+    (0, b"ZF0x", Format.PICKLE, "old-joblib"),
+    (257, b"ustar", Format.ARCHIVE, "tar"),
+)
+_TEXT_HEADS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs.github.com/spec/", "lfs-pointer"),
+    (b"<!doctype html", "html"),
+    (b"<html", "html"),
+    (b"<?xml", "xml"),
+)
+_XGBOOST_OBJECTIVE = re.compile(rb"(reg|binary|multi|rank|count|survival):[a-z]+.{0,64}?(gbtree|gblinear|dart)", re.S)
+_PYTHON = re.compile(rb"^(import \w|from [\w.]+ import |def \w+\(|class \w+.*:)", re.M)
+_IDENTIFIERS = re.compile(r"[A-Za-z_][\w.]*\Z")
+
+
+def recognise(path: Path) -> Seen:
+    """Return what the file at ``path`` is. Raises ModelFailed for an archive too broken or too big to list."""
+    size = path.stat().st_size
+    if size == 0:
+        return Seen(Format.EMPTY, "empty")
+    with path.open("rb") as handle:
+        head = handle.read(HEAD_BYTES)
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return _zip(path, head)
+    for offset, magic, format_, kind in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return Seen(format_, kind)
+    if codec_of(head) is not None:
+        return _compressed(path, head)
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        return _pickle(path)
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 1 << 30:
+        return Seen(Format.SAFETENSORS, "safetensors")
+    return _without_magic(path, head)
+
+
+def _without_magic(path: Path, head: bytes) -> Seen:
+    if (head[:1] == b"{" and re.match(rb'\{\s*"(learner|version)"\s*:', head) and b'"learner' in head) or (
+        head[:2] == b"{L" and head[10:17] == b"learner"
+    ):
+        return Seen(Format.XGBOOST, "xgboost")
+    if head[:4] == b"binf" or (b"\0" in head[:64] and _XGBOOST_OBJECTIVE.search(head[:1024])):
+        return Seen(Format.XGBOOST, "xgboost-binary")
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for prefix, kind in _TEXT_HEADS:
+        if start[: len(prefix)].lower() == prefix:
+            return Seen(Format.TEXT, kind)
+    onnx = onnx_wire.sight(path)
+    if onnx is not None:
+        return Seen(Format.ONNX, "onnx")
+    if _saved_model(path):
+        return Seen(Format.SAVED_MODEL, "saved-model-file")
+    if _old_pickle(path, head):
+        return Seen(Format.PICKLE, "pickle")
+    if _is_text(head):
+        if start[:1] in (b"{", b"["):
+            return Seen(Format.TEXT, "json")
+        return Seen(Format.TEXT, "python" if _PYTHON.search(head) else "text")
+    return Seen(Format.UNKNOWN, "unknown", head[:8].hex(" "))
+
+
+def _zip(path: Path, head: bytes) -> Seen:
+    try:
+        with open_zip(path) as members:
+            return kind_of_zip(members)
+    except NoCentralDirectory:
+        first = first_member(head)
+        inside = first.partition("/")[2]
+        if inside.startswith(
+            ("data.pkl", "data/", "byteorder", "version", ".format_version", ".data/", "constants.pkl")
+        ):
+            exported = inside.startswith(("data/weights/", "data/constants/"))
+            return Seen(
+                Format.EXPORTED_PROGRAM if exported else Format.TORCH_STATE_DICT, "cut-zip", "PyTorch zip archive"
+            )
+        return Seen(Format.ARCHIVE, "cut-zip", "zip archive")
+
+
+def kind_of_zip(members: ZipMembers) -> Seen:
+    """Return what a readable zip holds, told by its members."""
+    names = members.names
+    plain = set(names)
+    if "schema.json" in plain and not any(name.endswith("/data.pkl") for name in names):
+        return Seen(Format.SKOPS, "skops")
+    if "config.json" in plain and any(name.endswith(".weights.h5") for name in names):
+        return Seen(Format.KERAS, "keras-zip")
+    if "serialized_exported_program.json" in plain or "serialized_exported_program.pt" in plain:
+        return Seen(Format.EXPORTED_PROGRAM, "exported-program-old")
+    roots = {name.partition("/")[0] for name in names}
+    for root in roots if len(roots) == 1 else ():
+        if f"{root}/archive_format" in plain or any(name.startswith(f"{root}/models/") for name in names):
+            if any(name.startswith(f"{root}/models/") and name.endswith(".json") for name in names):
+                return Seen(Format.EXPORTED_PROGRAM, "exported-program", root)
+            return Seen(Format.EXPORTED_PROGRAM, "aot-inductor", root)
+        if f"{root}/data.pkl" in plain:
+            if f"{root}/constants.pkl" in plain and any(name.startswith(f"{root}/code/") for name in names):
+                return Seen(Format.TORCHSCRIPT, "torchscript", root)
+            return Seen(Format.TORCH_STATE_DICT, "torch-zip", root)
+    if "MAR-INF/MANIFEST.json" in plain:
+        return Seen(Format.ARCHIVE, "torchserve")
+    if names and all(name.endswith(".npy") for name in names):
+        return Seen(Format.NUMPY, "npz")
+    return Seen(Format.ARCHIVE, "zip", ", ".join(names[:5]))
+
+
+def _compressed(path: Path, head: bytes) -> Seen:
+    codec = codec_of(head) or ""
+    inner = head_of(path, HEAD_BYTES)
+    if inner[257:262] == b"ustar":
+        return Seen(Format.ARCHIVE, "tar", codec)
+    if (inner[:1] == b"\x80" and len(inner) > 1 and inner[1] <= 5) or _old_pickle(path, inner):
+        return _pickle(path)
+    if not inner and codec in ("zlib", "lzma"):
+        return _without_magic(path, head)
+    return Seen(Format.ARCHIVE, codec)
+
+
+def _pickle(path: Path) -> Seen:
+    try:
+        with open_bytes(path) as source:
+            if read_pickle(source, max_opcodes=8).root == TORCH_MAGIC:
+                return Seen(Format.TORCH_STATE_DICT, "torch-legacy")
+    except (EOFError, BrokenPickle):
+        pass
+    return Seen(Format.PICKLE, "pickle")
+
+
+def _old_pickle(path: Path, head: bytes) -> bool:
+    """Whether the bytes are a pickle of protocol 0 or 1, which has no magic: it must parse and import something."""
+    if head[:1] not in (b"c", b"(", b"]", b"}", b"i", b"d", b"l", b")"):
+        return False
+    try:
+        with open_bytes(path) as source:
+            reading = read_pickle(source, max_opcodes=_SNIFF_OPCODES)
+    except (EOFError, ModelFailed, LimitExceeded):
+        return bool(re.match(rb"c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n", head))
+    names = [part for found in reading.globals for part in (found.module, found.name)]
+    if names:
+        return all(_IDENTIFIERS.match(name) for name in names)
+    return reading.complete and reading.offset >= path.stat().st_size - 1 and reading.opcodes > 2
+
+
+def _saved_model(path: Path) -> bool:
+    """Whether the file is TensorFlow's SavedModel message: schema version 1, then meta graphs."""
+    with path.open("rb") as handle:
+        try:
+            seen = []
+            for item in onnx_wire.fields(handle, 0, path.stat().st_size):
+                seen.append((item.number, item.wire))
+                if len(seen) > 4:
+                    break
+        except onnx_wire.NotWire:
+            return False
+    return len(seen) >= 2 and seen[0] == (1, onnx_wire.VARINT) and set(seen[1:]) == {(2, onnx_wire.BYTES)}
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return bool(text.strip()) and not any(ord(c) < 32 and c not in "\t\r\n\f\x1b" for c in text)

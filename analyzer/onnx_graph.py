@@ -1,0 +1,284 @@
+"""Read an ONNX file or folder: graph, inputs, outputs, operators, parameters, external data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from analyzer import onnx_wire
+from analyzer.draft import Draft, clean, cut_short, listing
+from analyzer.formats import Seen
+from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
+from schemas.errors import LimitExceeded, ModelFailed, Quarantined, Unsupported
+
+MAX_PROTOBUF_BYTES = (2 << 30) - 1
+MAX_SUBGRAPHS = 100_000
+# onnx.TensorProto.DataType: name and bits an element
+_TYPES = {1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 4: ("uint16", 16), 5: ("int16", 16), 6: ("int32", 32),
+          7: ("int64", 64), 8: ("string", 0), 9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64),
+          12: ("uint32", 32), 13: ("uint64", 64), 14: ("complex64", 64), 15: ("complex128", 128),
+          16: ("bfloat16", 16), 17: ("float8_e4m3fn", 8), 18: ("float8_e4m3fnuz", 8), 19: ("float8_e5m2", 8),
+          20: ("float8_e5m2fnuz", 8), 21: ("uint4", 4), 22: ("int4", 4), 23: ("float4_e2m1", 4)}  # fmt: skip
+_SPEC_DTYPES: dict[str, DType] = {
+    "float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64",
+    "int32": "int32", "int16": "int16", "int8": "int8", "uint64": "uint64", "uint32": "uint32", "uint16": "uint16",
+    "uint8": "uint8", "bool": "bool", "string": "string",
+}  # fmt: skip
+RUNTIME_DOMAINS = frozenset(
+    {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+)
+"""Operator domains that onnxruntime's CPU build has."""
+_MADE_UP = re.compile(r"unk_|dynamicdimension|s\d+\Z|dim_?0\Z|\w+_dim_0\Z")
+"""Axis names that exporters make up: tf2onnx, onnxruntime, torch.export, torch.onnx."""
+_BATCH_NAMES = frozenset({"n", "b", "bs", "none", "?", "-1", "0"})
+
+
+def read_onnx(draft: Draft, seen: Seen) -> None:
+    """Fill ``draft`` from the ONNX file ``draft.path``, or from ``entry`` inside the folder it is."""
+    entry = draft.facts.get("entry")
+    path = draft.path / entry if entry else draft.path
+    model = _parse(path)
+    graph = model.graph
+    if not graph.node:
+        raise ModelFailed("This ONNX file's graph is empty: it has no nodes.", hint="Export the model again.")
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    draft.know(
+        framework="onnx",
+        framework_version=f"IR {model.ir_version}",
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        opset=opsets.get("", opsets.get("ai.onnx")),
+        architecture=graph.name if graph.name not in ("main_graph", "torch_jit", "torch-jit-export", "model") else None,
+    )
+    counts: dict[str, int] = {}
+    tensors = list(graph.initializer)
+    for node in _nodes(model):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        name = f"{domain}::{node.op_type}" if domain else node.op_type
+        counts[name] = counts.get(name, 0) + 1
+        tensors.extend(attribute.t for attribute in node.attribute if attribute.HasField("t"))
+    draft.operators(counts)
+    _external(draft, path, tensors, in_folder=bool(entry))
+    initializers = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    draft.parameters(_sizes([*initializers, *(t for t in tensors[len(graph.initializer) :] if math.prod(t.dims) > 1)]))
+    _metadata(draft, model)
+    _signature(draft, graph)
+    _check_domains(model, counts)
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    size = path.stat().st_size
+    sight = onnx_wire.sight(path)
+    if sight is not None and sight.missing_bytes:
+        raise cut_short("ONNX file", f"{sight.missing_bytes} bytes of its graph are missing after byte {size}")
+    if size > MAX_PROTOBUF_BYTES or (sight is not None and sight.graph_fields > onnx_wire.MAX_GRAPH_FIELDS):
+        raise LimitExceeded(
+            f"This ONNX file has {size} bytes in one message, above protobuf's limit of 2 GiB or of any sane graph.",
+            hint="Save it with external data (`onnx.save_model(..., save_as_external_data=True)`) and drop the folder.",
+            limit=MAX_PROTOBUF_BYTES,
+            actual=size,
+        )
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise ModelFailed(
+            f"This ONNX file can't be parsed ({clean(str(error), 120)}); it is damaged or was not fully written.",
+            hint="Export the model again and copy it again.",
+        ) from None
+    return model
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """Yield every node, also those in subgraphs and local functions."""
+    bodies = [model.graph, *model.functions]
+    visited = 0
+    while bodies and visited < MAX_SUBGRAPHS:
+        body = bodies.pop()
+        visited += 1
+        for node in body.node:
+            yield node
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    bodies.append(attribute.g)
+                bodies.extend(attribute.graphs)
+
+
+def _check_domains(model: Any, counts: dict[str, int]) -> None:
+    known = RUNTIME_DOMAINS | {function.domain for function in model.functions}
+    foreign = sorted(name for name in counts if name.rpartition("::")[0] not in known)
+    if foreign:
+        raise Unsupported(
+            f"This ONNX file uses operators that onnxruntime does not have: {listing(foreign)}.",
+            hint="Export it without custom operators; libraries of custom operators are not loaded.",
+        )
+
+
+def _external(draft: Draft, path: Path, tensors: list[Any], *, in_folder: bool) -> None:
+    """Locate the files that hold weights outside the graph and check that they are there, whole."""
+    needed: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.data_location != 1:  # TensorProto.EXTERNAL
+            continue
+        facts = {item.key: item.value for item in tensor.external_data}
+        location = facts.get("location", "")
+        parts = PurePosixPath(location).parts
+        if (
+            not location
+            or location.startswith("/")
+            or ".." in parts
+            or "\\" in location
+            or ":" in location
+            or "\0" in location
+        ):
+            raise Quarantined(
+                f"This ONNX file reads weights ({clean(tensor.name, 80)!r}) from {clean(location, 120)!r}, outside "
+                "its own folder, as no exporter writes.",
+                hint="Do not run it; get the model from a source you trust.",
+            )
+        end = _number(facts.get("offset")) + (_number(facts.get("length")) or _size(tensor))
+        needed[location] = max(needed.get(location, 0), end)
+    if not needed:
+        return
+    for location, size in needed.items():
+        file = path.parent / location
+        if not in_folder or not file.is_file() or file.is_symlink():
+            raise ModelFailed(
+                f"This ONNX file keeps its weights in {clean(location, 120)!r} beside it, which is not here.",
+                hint="Put both into one folder and drop the folder.",
+            )
+        if file.stat().st_size < size:
+            raise cut_short(
+                "ONNX model",
+                f"its weights need {size} bytes of {clean(location, 120)!r}, which has {file.stat().st_size}",
+            )
+    draft.know(files=(str(draft.facts.get("entry")), *sorted(needed)))
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+
+def _size(tensor: Any) -> int:
+    count: int = math.prod(max(0, n) for n in tensor.dims)
+    bits: int = _TYPES.get(tensor.data_type, ("", 8))[1]
+    return (count * bits + 7) // 8
+
+
+def _sizes(tensors: list[Any]) -> Iterator[tuple[str, int, int]]:
+    for tensor in tensors:
+        yield _TYPES.get(tensor.data_type, ("unknown", 0))[0], math.prod(max(0, n) for n in tensor.dims), _size(tensor)
+
+
+def _metadata(draft: Draft, model: Any) -> None:
+    facts = {prop.key.lower(): prop.value for prop in list(model.metadata_props)[:1000]}
+    draft.know(
+        license=facts.get("license"), task=_TASKS.get(facts.get("task", "")), architecture=facts.get("model_type")
+    )
+
+
+_TASKS = {"detect": "object-detection", "classify": "image-classification", "segment": "image-segmentation"}
+"""Task names that Ultralytics writes into its exports."""
+
+
+def _signature(draft: Draft, graph: Any) -> None:
+    initialized = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    inputs = [value for value in graph.input if value.name not in initialized]
+    if not graph.output:
+        raise ModelFailed("This ONNX file's graph has no outputs.", hint="Export the model again.")
+    for side, values in (("input", inputs), ("output", list(graph.output))):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                raise Unsupported(
+                    f"The {side} {clean(value.name, 80)!r} of this ONNX file is a {kind.removesuffix('_type')}, not a "
+                    "tensor; Triton serves tensors.",
+                    hint="From scikit-learn, convert with `options={'zipmap': False}`; otherwise export plain tensors.",
+                )
+            code = value.type.tensor_type.elem_type
+            if kind and code and _TYPES.get(code, ("unknown",))[0] not in _SPEC_DTYPES:
+                raise Unsupported(
+                    f"The {side} {clean(value.name, 80)!r} of this ONNX file is of type "
+                    f"{_TYPES.get(code, ('unknown',))[0]}, which Triton does not serve.",
+                    hint="Export it with a float, integer, bool or string tensor there.",
+                )
+    batch = batch_names([_dims(value) for value in inputs])
+    described = [_spec(value, batch) for value in [*inputs, *graph.output]]
+    if None in described:
+        draft.note("Some inputs or outputs declare no type or shape; running the model will tell them.")
+        return
+    specs = [spec for spec in described if spec is not None]
+    draft.know(inputs=tuple(specs[: len(inputs)]), outputs=tuple(specs[len(inputs) :]))
+    _flops(draft, graph)
+
+
+def _dims(value: Any) -> list[int | str] | None:
+    """Return the declared axes: sizes, names, '' for an axis without either; None when there is no shape."""
+    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
+        return None
+    dims: list[int | str] = []
+    for dim in value.type.tensor_type.shape.dim:
+        which = dim.WhichOneof("value")
+        fixed = dim.dim_value if which == "dim_value" else -1
+        dims.append(fixed if 0 <= fixed < 1 << 48 else (dim.dim_param if which == "dim_param" else ""))
+    return dims
+
+
+def _batchlike(name: str) -> bool:
+    lower = name.lower()
+    return not lower or "batch" in lower or lower in _BATCH_NAMES or _MADE_UP.match(lower) is not None
+
+
+def batch_names(shapes: list[list[int | str] | None]) -> frozenset[str]:
+    """Return the axis names that stand for the batch; empty when the leading axes do not look like one.
+
+    They do when the leading axis of every input with axes is dynamic and all their names look like a batch: contain
+    the word, are n, b or bs, are made up by a tool (unk__1, s77) or absent. Or when a name says batch itself. That is
+    a guess until the probe has run rows together and one by one.
+    """
+    leading = [shape[0] for shape in shapes if shape]
+    said = frozenset(name for name in leading if isinstance(name, str) and "batch" in name.lower())
+    if leading and all(isinstance(name, str) and _batchlike(name) for name in leading):
+        return frozenset(str(name) for name in leading) | said
+    return said
+
+
+def _spec(value: Any, batch: frozenset[str]) -> TensorSpec | None:
+    dims, dtype = _dims(value), _SPEC_DTYPES.get(_TYPES.get(value.type.tensor_type.elem_type, ("",))[0])
+    if dims is None or dtype is None or len(dims) > 16 or len(value.name) > 256:
+        return None
+    shape: list[Dim] = []
+    known_by = KnownBy.HEADER
+    for axis, dim in enumerate(dims):
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif axis == 0 and batch and (dim in batch or _batchlike(dim)):
+            shape.append(BATCH_AXIS)
+            known_by = known_by if "batch" in dim.lower() else KnownBy.GUESS
+        else:
+            shape.append(clean(dim, 64) or f"{clean(value.name, 40)}_{axis}")
+    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(shape), known_by=known_by)
+
+
+def _flops(draft: Draft, graph: Any) -> None:
+    """Count multiply-adds of Conv, Gemm and MatMul for one row where every shape they need is declared."""
+    from analyzer.onnx_flops import count
+
+    shapes: dict[str, list[int | str]] = {}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        dims = _dims(value)
+        if dims is not None:
+            shapes[value.name] = dims
+    for tensor in graph.initializer:
+        shapes[tensor.name] = [int(n) for n in tensor.dims]
+    batch = batch_names([shapes.get(spec.name) for spec in draft.facts.get("inputs", ())])
+    rows = {
+        name: [1 if isinstance(d, str) and i == 0 and d in batch else d for i, d in enumerate(dims)]
+        for name, dims in shapes.items()
+    }
+    draft.know(KnownBy.GUESS, flops=count(graph, rows))

@@ -1,0 +1,32 @@
+"""scan: everything in a file or folder that could do harm, told from bytes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analyzer.content_scan import ContentScan
+from schemas.descriptor import SecurityFinding
+from schemas.sidecar import Sidecar
+
+
+def scan(
+    path: Path,
+    *,
+    allowed_globals: tuple[str, ...] = (),
+    sidecar: Sidecar | None = None,
+    code: Path | None = None,
+) -> tuple[SecurityFinding, ...]:
+    """Scan ``path`` (a file, or a folder with all its members) and the sidecar's ``code`` folder; the worst comes first.
+
+    No finding but ``info`` means clean: every pickle was followed to its end and asks for allowed names alone.
+    ``allowed_globals`` lifts what is merely unknown, never what is dangerous. That a joblib file is clean holds for
+    joblib's own loader. Raises nothing for hostile content.
+    """
+    found = ContentScan(frozenset(allowed_globals))
+    if path.is_dir():
+        found.folder(path, sidecar)
+    else:
+        found.file(path)
+    if code is not None and code != path:
+        found.code_folder(code, sidecar)
+    return found.result()

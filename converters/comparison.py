@@ -1,0 +1,168 @@
+"""Comparison: how far a candidate's array is from the original's, and whether that passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from converters.arrays import Array
+from schemas.evidence import OutputParity
+from schemas.target import Tolerance
+
+_NORM_RATIO = 0.1
+"""Cosine does not see a wrong scale, so the lengths of two rows may differ by this share at most."""
+_TINY = 1e-6
+"""Keeps a relative difference finite where the original is zero; the same number stands in the report's schema."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output in one case. Figures are None where they make no sense; ``why`` is empty when it passed."""
+
+    method: Literal["numeric", "agreement"]
+    passed: bool
+    why: str = ""
+    max_abs: float | None = None
+    max_rel: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    weight: int = 1
+    """Number of values that ``agreement`` is the share of."""
+
+
+def compare(
+    original: Array, candidate: Array, tolerance: Tolerance, *, lossy: bool, classes: bool = False
+) -> Difference:
+    """Compare two arrays of one output.
+
+    A numeric array passes when |candidate - original| <= atol + rtol * |original| everywhere, numpy.allclose's
+    formula. The formula is taken as it is, without scaling atol to the size of the activations: that would excuse
+    errors in a small column beside a large one. With ``lossy`` it also passes when every row's cosine reaches
+    ``min_cosine`` and its length is within a tenth. NaN and infinities must stand in the same places. Integers,
+    booleans and strings pass when the share of equal values reaches ``min_agreement``.
+
+    ``classes`` says that the last axis holds scores of classes; then the share of equal top-1 is told as well.
+    """
+    numeric = original.dtype.kind == "f"
+    method: Literal["numeric", "agreement"] = "numeric" if numeric else "agreement"
+    if _kind(original) != _kind(candidate):
+        return Difference(method, False, f"is {candidate.dtype.name} where the original gives {original.dtype.name}")
+    if original.shape != candidate.shape:
+        return Difference(
+            method, False, f"has shape {list(candidate.shape)} where the original gives {list(original.shape)}"
+        )
+    if not numeric:
+        share = float(np.mean(original == candidate)) if original.size else 1.0
+        why = "" if share >= tolerance.min_agreement else f"agrees in {share:.2%} of its values"
+        return Difference(method, not why, why, agreement=share, weight=max(original.size, 1))
+    return _numeric(original.astype(np.float64), candidate.astype(np.float64), tolerance, lossy, classes)
+
+
+def _numeric(a: Array, b: Array, tolerance: Tolerance, lossy: bool, classes: bool) -> Difference:
+    finite = np.isfinite(a)
+    if not (np.array_equal(finite, np.isfinite(b)) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
+        return Difference("numeric", False, "has NaN or infinity in other places than the original")
+    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    error = np.abs(b - a)
+    max_abs = float(error.max(initial=0.0))
+    max_rel = float((error / (np.abs(a) + _TINY)).max(initial=0.0))
+    close = bool(np.all(error <= tolerance.atol + tolerance.rtol * np.abs(a)))
+    cosine, ratio = least_cosine(a, b)
+    agreement, weight = (None, 1)
+    if classes and a.ndim >= 2 and a.shape[-1] >= 2:
+        equal = a.argmax(-1) == b.argmax(-1)
+        agreement, weight = (float(equal.mean()) if equal.size else 1.0), max(equal.size, 1)
+    why = ""
+    if not close and not lossy:
+        why = f"differs by up to {max_abs:.3g}"
+    elif not close and (cosine is None or cosine < tolerance.min_cosine):
+        shown = "no cosine" if cosine is None else f"cosine {cosine:.5f}, below {tolerance.min_cosine}"
+        why = f"differs by up to {max_abs:.3g} ({shown})"
+    elif not close and ratio > _NORM_RATIO:
+        why = f"has rows whose length is off by {ratio:.0%}"
+    return Difference("numeric", not why, why, max_abs, max_rel, cosine, agreement, weight)
+
+
+def least_cosine(a: Array, b: Array) -> tuple[float | None, float]:
+    """Return the least cosine over rows of two float64 arrays, and the largest relative difference of their lengths.
+
+    Rows are the leading axis; where a row is a single number, the whole array is one row. A single number has no
+    direction: the cosine is None. Two rows of zeros are equal (1); a row of zeros against another is not (0).
+    """
+    if a.size < 2:
+        return None, 0.0
+    rows = a.shape[0] if a.ndim >= 2 and a.size > a.shape[0] else 1
+    a, b = a.reshape(rows, -1), b.reshape(rows, -1)
+    # Scaled by each row's largest value first, so that squares of huge or tiny values stay finite.
+    size_a, size_b = np.abs(a).max(1, keepdims=True), np.abs(b).max(1, keepdims=True)
+    unit_a, unit_b = a / np.where(size_a > 0, size_a, 1), b / np.where(size_b > 0, size_b, 1)
+    norm_a, norm_b = np.linalg.norm(unit_a, axis=1), np.linalg.norm(unit_b, axis=1)
+    zero_a, zero_b = norm_a == 0, norm_b == 0
+    product = np.where(zero_a | zero_b, 1.0, norm_a * norm_b)
+    cosine = np.where(zero_a & zero_b, 1.0, (unit_a * unit_b).sum(1) / product)
+    length_a, length_b = norm_a * size_a[:, 0], norm_b * size_b[:, 0]
+    longest = np.maximum(length_a, length_b)
+    ratio = np.abs(length_a - length_b) / np.where(longest > 0, longest, 1)
+    return float(np.clip(cosine.min(), -1.0, 1.0)), float(ratio.max())
+
+
+def _kind(array: Array) -> str:
+    if array.dtype.kind in "USO":
+        return "string"
+    return {"f": "float", "b": "bool"}.get(array.dtype.kind, "integer")
+
+
+def gather(
+    name: str, found: Sequence[tuple[str, bool, Difference]], tolerance: Tolerance, *, lossy: bool
+) -> tuple[OutputParity, str]:
+    """Join one output's differences over all cases, given as (case id, case is real, difference).
+
+    Return the joined figures and, when it failed, why with the case's id. Agreement is taken over the real cases where
+    there are any: on random inputs every class is nearly as likely as another, and a top-1 there proves nothing.
+    """
+    failed = [(case, d) for case, _, d in found if not d.passed]
+    real = [d for _, is_real, d in found if is_real and d.agreement is not None]
+    counted = real or [d for _, _, d in found if d.agreement is not None]
+    total = sum(d.weight for d in counted)
+    agreement = sum((d.agreement or 0.0) * d.weight for d in counted) / total if total else None
+    method = found[0][2].method if found else "numeric"
+    if method == "agreement":
+        # The share over all values decides; one small case with one flip is no failure of its own.
+        failed = [(case, d) for case, d in failed if d.agreement is None]
+        if not failed and agreement is not None and agreement < tolerance.min_agreement:
+            worst = min(found, key=lambda item: item[2].agreement if item[2].agreement is not None else 1.0)
+            failed = [(worst[0], Difference("agreement", False, f"agrees in {agreement:.2%} of its values"))]
+    elif lossy and not failed and agreement is not None and agreement < tolerance.min_agreement:
+        text = f"has the same top class in {agreement:.2%} of rows, below {tolerance.min_agreement:.0%}"
+        failed = [(found[0][0], Difference("numeric", False, text))]
+    worst_case = failed[0][0] if failed else _worst(found)
+    parity = OutputParity(
+        name=name,
+        method=method,
+        max_abs=_most(d.max_abs for _, _, d in found),
+        max_rel=_most(d.max_rel for _, _, d in found),
+        cosine=_least(d.cosine for _, _, d in found),
+        agreement=agreement,
+        passed=not failed,
+        worst_case=worst_case,
+    )
+    return parity, f"Output {name!r} {failed[0][1].why} in case {failed[0][0]}." if failed else ""
+
+
+def _worst(found: Sequence[tuple[str, bool, Difference]]) -> str | None:
+    if not found:
+        return None
+    return max(found, key=lambda item: (item[2].max_abs or 0.0, -(item[2].agreement or 0.0)))[0]
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return max(known, default=None)
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return min(known, default=None)

@@ -1,0 +1,32 @@
+"""Which exceptions mean that a model, or code that came with it, failed, rather than that Modelium did."""
+
+from __future__ import annotations
+
+RAISED_BY_MODELS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a person's class, an exporter or a framework raises about a model. MemoryError is not among them: it is the
+sandbox's limit speaking."""
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Return the telling line of ``error`` without its full stop, with its class where the text alone says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[0] if lines else "").rstrip(".")
+    if text.startswith("The following operation failed in the TorchScript"):
+        # The interpreter's traceback comes first, the reason last.
+        text = lines[-1].rstrip(".")
+    if not text or isinstance(error, LookupError | AttributeError | TypeError | NameError | ImportError | SyntaxError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

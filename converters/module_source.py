@@ -1,0 +1,219 @@
+"""Weights whose class a person named in the sidecar: import the file, build the class, load the weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.torch_source import TorchSource, flat_module, keyword_call, need_class
+from schemas.descriptor import Format, ModelDescriptor
+from schemas.errors import ModelFailed, Unsupported
+from schemas.sidecar import ModuleSource
+from schemas.step_io import StepContext
+
+if TYPE_CHECKING:
+    import torch
+
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Where training scripts put the weights inside a checkpoint."""
+_PREFIX = "module."
+"""What DataParallel and DistributedDataParallel put before every key."""
+_COMPILED_PREFIX = "_orig_mod."
+"""What torch.compile puts before every key."""
+
+
+def load_module(context: StepContext, path: Path, descriptor: ModelDescriptor) -> TorchSource:
+    """Build the sidecar's class and load the weights at ``path`` into it. Runs the person's code: in a sandbox only.
+
+    Raises NeedsInput without a class, ModelFailed when the code fails or the weights don't fit.
+    """
+    sidecar = context.request.sidecar
+    if sidecar is None or sidecar.module is None or not context.has("code"):
+        raise need_class()
+    source = sidecar.module
+    module = build(context.input("code"), source)
+    state, notes = read_weights(path, descriptor)
+    state, more = _fit_prefixes(state, module)
+    _load_strictly(module, state, source)
+    module.eval()
+    arguments, required = _tensor_arguments(module, source)
+    inputs = tuple(spec.name for spec in descriptor.inputs) or tuple(item.name for item in sidecar.inputs) or required
+    outputs = tuple(spec.name for spec in descriptor.outputs) or sidecar.outputs
+    call = keyword_call(arguments, inputs, f"{source.class_name}.forward") if arguments else _positional
+    return TorchSource(flat_module(module, call, outputs), inputs, outputs, notes=(*notes, *more), inner=module)
+
+
+def _positional(module: torch.nn.Module, tensors: Any) -> Any:
+    return module(*tensors)
+
+
+def build(code: Path, source: ModuleSource) -> torch.nn.Module:
+    """Import ``source.file`` below ``code`` and return an instance of its class, in eval mode."""
+    import torch
+
+    file = code / source.file
+    if not file.is_file():
+        raise ModelFailed(
+            f"The sidecar names {source.file}, which is not beside the model.",
+            hint="Put the file there, or mend the path.",
+        )
+    spec = importlib.util.spec_from_file_location("modelium_sidecar_module", file)
+    if spec is None or spec.loader is None:
+        raise ModelFailed(
+            f"{source.file} is no Python file.", hint="Name the .py file that defines the class in the sidecar."
+        )
+    imported = importlib.util.module_from_spec(spec)
+    # Registered before it runs, because dataclasses and pickling look their module up; its folder is importable,
+    # because a model's file often imports its neighbours.
+    sys.modules[spec.name] = imported
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(imported)
+        cls = getattr(imported, source.class_name, None)
+        if cls is None:
+            classes = [name for name, value in vars(imported).items() if inspect.isclass(value)]
+            raise ModelFailed(
+                f"{source.file} has no class {source.class_name}.",
+                hint=f"It defines {', '.join(classes[:10])}." if classes else "It defines no class.",
+            )
+        module = cls(**source.args)
+    except RAISED_BY_MODELS as error:
+        line = _line_in(error, file)
+        raise ModelFailed(
+            f"{source.class_name} could not be built from {source.file}{line}: {type(error).__name__}: "
+            f"{first_line(error)}.",
+            hint="Check the file, and 'args' in the sidecar. Only torch, numpy and the standard library are there.",
+        ) from error
+    finally:
+        sys.path.remove(str(file.parent))
+    if not isinstance(module, torch.nn.Module):
+        raise ModelFailed(
+            f"{source.class_name} in {source.file} makes a {type(module).__name__}, not a torch.nn.Module.",
+            hint="Name the module's class in the sidecar.",
+        )
+    return module.eval()
+
+
+def _line_in(error: BaseException, file: Path) -> str:
+    """Return ``" line N"`` of the person's own file where the error came through it."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" line {error.lineno}"
+    trace, line = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            line = f" line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
+
+
+def read_weights(path: Path, descriptor: ModelDescriptor) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return the tensors by key, found inside a checkpoint where need be, and notes on what was done."""
+    import pickle
+
+    import torch
+
+    if descriptor.format is Format.SAFETENSORS:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path, device="cpu")), ()
+        except SafetensorError as error:
+            raise ModelFailed(
+                f"The safetensors file cannot be read: {first_line(error)}.", hint="Save or copy it again."
+            ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelFailed(
+            f"The file holds more than weights: {first_line(error)}.",
+            hint="Save model.state_dict() alone, or use safetensors.",
+        ) from error
+    except RAISED_BY_MODELS as error:
+        raise ModelFailed(
+            f"torch cannot load these weights: {first_line(error)}.", hint="Save or copy the file again."
+        ) from error
+    return _unnest(loaded)
+
+
+def _unnest(loaded: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    import torch
+
+    if isinstance(loaded, Mapping):
+        tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+        if tensors and len(tensors) == len(loaded):
+            return tensors, ()
+        for key in _NESTED_KEYS:
+            if isinstance(loaded.get(key), Mapping):
+                inner, _ = _unnest(loaded[key])
+                return inner, (f"The weights were found under {key!r} of a checkpoint.",)
+        if tensors:
+            return tensors, ()
+    raise ModelFailed(
+        f"The file holds a {type(loaded).__name__} without weights.", hint="Save model.state_dict() with torch.save."
+    )
+
+
+def _fit_prefixes(
+    state: dict[str, torch.Tensor], module: torch.nn.Module
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Take away the prefixes of DataParallel and torch.compile when every key has them and the class doesn't."""
+    notes = []
+    wanted = set(module.state_dict())
+    for prefix, origin in ((_COMPILED_PREFIX, "torch.compile"), (_PREFIX, "DataParallel")):
+        if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in wanted):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            notes.append(f"The prefix {prefix!r} that {origin} adds was taken off every key.")
+    return state, tuple(notes)
+
+
+def _load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], source: ModuleSource) -> None:
+    expected = module.state_dict()
+    missing = sorted(set(expected) - set(state))
+    unexpected = sorted(set(state) - set(expected))
+    if missing or unexpected:
+        parts = [f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        raise ModelFailed(
+            f"The weights do not fit {source.class_name} ({'; '.join(parts)}).",
+            hint="Check the class and its 'args' in the sidecar.",
+        )
+    for key, tensor in state.items():
+        if expected[key].shape != tensor.shape:
+            raise ModelFailed(
+                f"The weights do not fit {source.class_name}: {key} is {tuple(tensor.shape)} in the file and "
+                f"{tuple(expected[key].shape)} in the class.",
+                hint="Check the class's 'args' in the sidecar.",
+            )
+    try:
+        module.load_state_dict(state, strict=True)
+    except RAISED_BY_MODELS as error:
+        raise ModelFailed(f"The weights do not fit {source.class_name}: {first_line(error)}.") from error
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _tensor_arguments(module: torch.nn.Module, source: ModuleSource) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return forward's own arguments, and those without a default; both () when it takes ``*args``."""
+    arguments: list[str] = []
+    required: list[str] = []
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (), tuple(required)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise Unsupported(
+                f"{source.class_name}.forward takes {parameter.name!r} by position only.",
+                hint="Take the '/' out of its signature.",
+            )
+        arguments.append(parameter.name)
+        if parameter.default is inspect.Parameter.empty:
+            required.append(parameter.name)
+    return tuple(arguments), tuple(required)

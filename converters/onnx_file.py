@@ -1,0 +1,263 @@
+"""ONNX files: where a model lies, its tensors and operators, saving it with external data, proving that it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.model_errors import RAISED_BY_MODELS, first_line
+from schemas.descriptor import Dim, DType, KnownBy, ModelDescriptor, TensorSpec
+from schemas.errors import ConversionFailed, ModelFailed
+from schemas.evidence import ConversionReport
+from schemas.step_io import StepContext, StepOutcome
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+OUTPUT_FOLDER = "model"
+"""Below ``out/``, what every converter writes: a folder with ``model.onnx`` and, for a big model, its data."""
+INLINE_BYTES = 1_900_000_000
+"""Above it the weights go to a file of their own; protobuf ends at 2 GiB, and the graph needs room beside them."""
+
+_DTYPES: dict[int, DType] = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    8: "string",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    16: "bfloat16",
+}
+"""TensorProto.DataType's numbers."""
+
+
+def find(path: Path, descriptor: ModelDescriptor | None = None) -> Path:
+    """Return the ONNX file at ``path``: the file itself, the descriptor's entry, ``model.onnx`` or the only one there.
+
+    Raises ModelFailed when there is none, or several and no entry.
+    """
+    if path.is_file():
+        return path
+    if descriptor is not None and descriptor.entry and (path / descriptor.entry).is_file():
+        return path / descriptor.entry
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    files = sorted(path.rglob("*.onnx"))
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(file.relative_to(path).as_posix() for file in files[:5])
+    raise ModelFailed(
+        f"The folder has {len(files)} ONNX files ({names})." if files else "The folder has no ONNX file.",
+        hint="Keep one, or call the one to serve model.onnx.",
+    )
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Return the model at ``path`` with its external data. Raises ModelFailed when it is empty or broken."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, *RAISED_BY_MODELS) as error:
+        raise ModelFailed(
+            f"The ONNX file cannot be read: {first_line(error)}.", hint="Copy or export it again."
+        ) from error
+    # onnx reads an empty file as an empty model, without an error.
+    if not model.graph.node and not model.graph.output:
+        raise ModelFailed("The ONNX file holds no graph.", hint="Copy or export it again.")
+    return model
+
+
+def save(model: onnx.ModelProto, folder: Path) -> Path:
+    """Write ``model`` as ``folder/model.onnx``, big weights in a file beside it; return the file."""
+    import onnx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / MODEL_FILE
+    if size_bytes(model) > INLINE_BYTES:
+        onnx.save_model(
+            model,
+            file,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=DATA_FILE,
+            size_threshold=1024,
+        )
+    else:
+        onnx.save_model(model, file)
+    return file
+
+
+def size_bytes(model: onnx.ModelProto) -> int:
+    """Return how much ``model`` takes as one file; above 2 GiB, its weights alone."""
+    # ByteSize itself fails above 2 GiB, so the weights are counted first.
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return weights if weights > INLINE_BYTES else model.ByteSize()
+
+
+def specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs of the file at ``path`` as its header has them; weights are not read."""
+    import onnx
+
+    return model_specs(onnx.load(path, load_external_data=False))
+
+
+def model_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs, without those that only name a weight, and outputs. An axis without a name gets one of its own."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_spec(value) for value in model.graph.input if value.name not in weights)
+    return inputs, tuple(_spec(value) for value in model.graph.output)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or kind.elem_type not in _DTYPES:
+        what = value.type.WhichOneof("value") or "nothing known"
+        raise ConversionFailed(
+            f"The tensor {value.name!r} of the ONNX model is {what}, type {kind.elem_type}; "
+            "only plain tensors can be served."
+        )
+    return TensorSpec(name=value.name, dtype=_DTYPES[kind.elem_type], shape=shape(value), known_by=KnownBy.HEADER)
+
+
+def shape(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
+    """Return the shape of a graph's input or output; a nameless dynamic axis ``i`` is called ``<tensor>_<i>``."""
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or f"{value.name}_{axis}")
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+    )
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """Return operator to count over the graph, subgraphs and functions; those not ONNX's own carry their domain."""
+    counts: Counter[str] = Counter()
+    functions = {(function.domain, function.name) for function in model.functions}
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in _walk(nodes):
+            if (node.domain, node.op_type) not in functions:
+                counts[f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
+    return dict(sorted(counts.items()))
+
+
+def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _walk(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from _walk(graph.node)
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that ``model`` uses."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def session(
+    path: Path, *, threads: int = 1, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """Open ``path`` in onnxruntime on the CPU. Raises ConversionFailed that says what onnxruntime refuses."""
+    import onnxruntime
+
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except onnxruntime_errors() as error:
+        raise ConversionFailed(
+            f"onnxruntime refuses the model: {_reason(error)}.", hint="It is not published; another way is tried."
+        ) from error
+
+
+def run(opened: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return output name to array. Raises ConversionFailed with onnxruntime's reason."""
+    names = [output.name for output in opened.get_outputs()]
+    try:
+        # onnxruntime takes strings as Python objects only.
+        fed = {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in feeds.items()}
+        return dict(zip(names, opened.run(names, fed), strict=True))
+    except onnxruntime_errors() as error:
+        shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
+        raise ConversionFailed(f"The ONNX model does not run on {shapes}: {_reason(error)}.") from error
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises: its own classes share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, *RAISED_BY_MODELS)
+
+
+def _reason(error: BaseException) -> str:
+    text = first_line(error, 600)
+    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find ..." : the codes tell a person nothing.
+    return text.split(" : ", 3)[-1][:300] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def check(path: Path) -> None:
+    """Run ONNX's checker on the file at ``path``. Raises ConversionFailed with what it found."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except (*RAISED_BY_MODELS, onnx.checker.ValidationError) as error:  # type: ignore[misc]
+        raise ConversionFailed(f"The converted model is not valid ONNX: {first_line(error)}.") from error
+
+
+def finish(
+    context: StepContext, model: onnx.ModelProto, cases: Iterable[Mapping[str, Any]], notes: Sequence[str] = ()
+) -> StepOutcome:
+    """Save ``model`` as the step's output, check it, run it on ``cases``, and return the outcome with its report."""
+    context.progress(0.7, "Saving and checking the ONNX model")
+    file = save(model, context.out / OUTPUT_FOLDER)
+    check(file)
+    context.progress(0.8, "Running the ONNX model")
+    opened = session(file, threads=context.request.threads)
+    for feeds in cases:
+        run(opened, feeds)
+    return outcome(context, file, notes)
+
+
+def outcome(context: StepContext, file: Path, notes: Sequence[str] = ()) -> StepOutcome:
+    """Return the outcome of a step whose model is already written and proven at ``file``."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    inputs, outputs = model_specs(model)
+    report = ConversionReport(
+        opset=opset(model),
+        operators=operators(model),
+        inputs=inputs,
+        outputs=outputs,
+        size_bytes=sum(part.stat().st_size for part in file.parent.rglob("*") if part.is_file()),
+        notes=tuple(dict.fromkeys(note[:500] for note in notes))[:50],
+    )
+    context.progress(1.0, "Converted")
+    return StepOutcome(report=report, outputs={"model": OUTPUT_FOLDER})
+
+
+def drop_unused_opsets(model: onnx.ModelProto) -> None:
+    """Take away operator sets that nothing uses: onnxruntime lists all it knows, and other readers refuse some."""
+    used = {name.rpartition("::")[0] for name in operators(model)} | {"", "ai.onnx"}
+    used |= {function.domain for function in model.functions}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)

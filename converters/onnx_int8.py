@@ -1,0 +1,97 @@
+"""ONNX to ONNX with int8 weights: per channel, offline; activations are quantised at run time."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from converters import graph_interface, onnx_file
+from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.silence import quiet
+from converters.trace_inputs import reference_cases
+from schemas.catalog import OnnxInt8Options
+from schemas.errors import ConversionFailed
+from schemas.step_io import StepContext, StepOutcome
+
+if TYPE_CHECKING:
+    import onnx
+
+_MATRIX_OPERATORS = ("MatMul", "Gemm", "Attention", "LSTM")
+_TABLE_OPERATORS = ("Gather", "EmbedLayerNormalization")
+"""Embeddings: their bytes shrink to a quarter, though nothing is multiplied."""
+_INTEGER_OPERATORS = (
+    "MatMulInteger",
+    "QAttention",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "MatMulIntegerToFloat",
+)
+"""What a quantised matrix multiplication becomes."""
+
+
+def convert(context: StepContext) -> StepOutcome:
+    """Quantise the constant weights of input ``model``. Names, order and axes of its tensors stay.
+
+    Convolutions stay as they are: with activations quantised at run time they become slower, not faster.
+    Raises ConversionFailed when nothing can be quantised.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    options: OnnxInt8Options = context.options
+    source = onnx_file.find(context.input("model"), context.request.descriptor)
+    context.progress(0.05, "Reading the ONNX model")
+    model = onnx_file.load(source)
+    inputs, outputs = onnx_file.model_specs(model)
+    matrices = quantizable(model)
+    if not matrices:
+        raise ConversionFailed(
+            "The model has no MatMul or Gemm to quantise.",
+            hint="int8 without calibration is for models that multiply matrices by constant weights.",
+        )
+    convolutions = onnx_file.operators(model).get("Conv", 0)
+    folder = context.out / onnx_file.OUTPUT_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / onnx_file.MODEL_FILE
+    context.progress(0.2, f"Quantising {matrices} matrix multiplications")
+    big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
+    try:
+        with quiet():
+            quantize_dynamic(
+                model,
+                file,
+                op_types_to_quantize=[*_MATRIX_OPERATORS, *_TABLE_OPERATORS],
+                per_channel=options.per_channel,
+                reduce_range=options.reduce_range,
+                weight_type=QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8,
+                use_external_data_format=big,
+                # Fused graphs hold operators that ONNX cannot infer types through.
+                extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
+            )
+    except RAISED_BY_MODELS as error:
+        raise ConversionFailed(f"The quantiser failed: {first_line(error)}.") from error
+    quantized = onnx_file.load(file)
+    shutil.rmtree(folder)
+    onnx_file.drop_unused_opsets(quantized)
+    graph_interface.restore_inputs(quantized, inputs)
+    graph_interface.restore_outputs(quantized, [spec.name for spec in outputs])
+    graph_interface.name_axes(quantized, inputs, outputs)
+    done = onnx_file.operators(quantized)
+    count = sum(done.get(name, 0) + done.get(f"com.microsoft::{name}", 0) for name in _INTEGER_OPERATORS)
+    if not count:
+        raise ConversionFailed(
+            "The model has no MatMul or Gemm to quantise.", hint="The quantiser left every one of them as it is."
+        )
+    notes = [f"{count} matrix multiplications have int8 weights{', one scale per channel' * options.per_channel}."]
+    if convolutions:
+        notes.append(f"{convolutions} convolutions stay float32: they need calibrated quantisation to gain speed.")
+    return onnx_file.finish(context, quantized, [case.feeds for case in reference_cases(context)], notes)
+
+
+def quantizable(model: onnx.ModelProto) -> int:
+    """Return how many matrix multiplications of the main graph have a constant weight."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    return sum(
+        node.op_type in _MATRIX_OPERATORS and node.domain != "ai.onnx.ml" and node.input[1] in weights
+        for node in model.graph.node
+    )

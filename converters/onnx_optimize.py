@@ -1,0 +1,97 @@
+"""ONNX to ONNX: raise the opset, infer shapes, fold constants and fuse operators, once and offline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converters import graph_interface, onnx_file
+from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.trace_inputs import reference_cases
+from schemas.catalog import OnnxOptimizeOptions
+from schemas.errors import ConversionFailed
+from schemas.step_io import StepContext, StepOutcome
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def convert(context: StepContext) -> StepOutcome:
+    """Optimise input ``model`` for every CPU. Names, order and dynamic axes of its tensors stay.
+
+    No level above 'extended' is used: those lay weights out for the CPU that runs the step, and the file would be
+    wrong on another. An opset that cannot be raised is kept, with a note.
+
+    Raises ConversionFailed when onnxruntime refuses the model.
+    """
+    options: OnnxOptimizeOptions = context.options
+    source = onnx_file.find(context.input("model"), context.request.descriptor)
+    context.progress(0.05, "Reading the ONNX model")
+    model = onnx_file.load(source)
+    inputs, outputs = onnx_file.model_specs(model)
+    before = sum(onnx_file.operators(model).values())
+    notes: list[str] = []
+    scratch = context.out / "raised"
+    try:
+        if onnx_file.opset(model) < options.min_opset:
+            context.progress(0.15, f"Raising the opset to {options.min_opset}")
+            source, note = _raise_opset(model, source, options.min_opset, scratch)
+            notes.append(note)
+        big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
+        del model
+        context.progress(0.3, "Folding and fusing the graph")
+        folder = context.out / onnx_file.OUTPUT_FOLDER
+        file = _optimize(source, folder, options.level, threads=context.request.threads, big=big)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    optimized = onnx_file.load(file)
+    onnx_file.drop_unused_opsets(optimized)
+    graph_interface.restore_inputs(optimized, inputs)
+    graph_interface.restore_outputs(optimized, [spec.name for spec in outputs])
+    graph_interface.name_axes(optimized, inputs, outputs)
+    shutil.rmtree(folder)
+    after = sum(onnx_file.operators(optimized).values())
+    notes.append(f"{before} operators became {after}.")
+    return onnx_file.finish(context, optimized, [case.feeds for case in reference_cases(context)], notes)
+
+
+def _raise_opset(model: onnx.ModelProto, source: Path, opset: int, scratch: Path) -> tuple[Path, str]:
+    """Return the file of the raised model, or ``source`` when it cannot be raised, and a note either way."""
+    import onnx
+
+    was = onnx_file.opset(model)
+    try:
+        raised = onnx.version_converter.convert_version(model, opset)
+        raised = onnx.shape_inference.infer_shapes(raised)
+        file = onnx_file.save(raised, scratch)
+        onnx_file.session(file)
+    except _raise_errors() as error:
+        return source, f"Opset {was} was kept, because it could not be raised to {opset}: {first_line(error)}."
+    return file, f"The opset was raised from {was} to {opset}."
+
+
+def _raise_errors() -> tuple[type[Exception], ...]:
+    import onnx
+
+    return (*RAISED_BY_MODELS, ConversionFailed, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
+
+def _optimize(source: Path, folder: Path, level: str, *, threads: int, big: bool) -> Path:
+    import onnxruntime
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / onnx_file.MODEL_FILE
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if level == "basic"
+        else onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    )
+    options.optimized_model_filepath = str(file)
+    options.intra_op_num_threads = threads
+    if big:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", onnx_file.DATA_FILE)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    onnx_file.session(source, options=options)
+    return file

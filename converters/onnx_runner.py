@@ -1,0 +1,145 @@
+"""Run ONNX with onnxruntime on the CPU, as Triton's onnxruntime backend would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.arrays import Array, Arrays, cast, plain
+from converters.domain import Domain
+from converters.model_errors import first_line
+from converters.onnx_file import onnxruntime_errors
+from schemas.descriptor import DType, KnownBy, TensorSpec
+from schemas.errors import ModelFailed, Unsupported
+
+_ONNX_DTYPES: dict[str, DType] = {
+    "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
+    "int64": "int64", "int32": "int32", "int16": "int16", "int8": "int8",
+    "uint64": "uint64", "uint32": "uint32", "uint16": "uint16", "uint8": "uint8", "bool": "bool", "string": "string",
+}  # fmt: skip
+_KEEPS_VALUES = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"})
+
+
+class OnnxRunner:
+    """One onnxruntime session on the CPU; never another provider, never more than ``threads`` threads."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, *, threads: int = 1, fuse: bool = True) -> None:
+        """Load ``path``. ``fuse=False`` runs the graph as it is written. Raises ModelFailed when it does not load."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if fuse else level.ORT_DISABLE_ALL
+        # Idle pool threads would otherwise spin on the cores while another contender is being timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.path = path
+        self._errors = onnxruntime_errors()
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise ModelFailed(
+                f"onnxruntime cannot load {path.name}: {_reason(error)}.",
+                hint="The file may be damaged, lack its external data, or use an operator that onnxruntime has not.",
+            ) from error
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._specs = {spec.name: spec for spec in self.inputs}
+        self._outputs = [spec.name for spec in self.outputs]
+
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """Bounds of integer inputs that index an embedding."""
+        return gather_limits(self.path)
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
+        """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
+        return {name: self._kept(value) for name, value in zip(self._outputs, self._call(feeds)(), strict=True)}
+
+    def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """Return a call that runs ``feeds`` once and leaves the outputs as the runtime gives them, for timing."""
+        return self._call(feeds)
+
+    def _call(self, feeds: Mapping[str, Array]) -> Callable[[], Sequence[Any]]:
+        ready = {name: self._fed(feeds[name], spec) for name, spec in self._specs.items() if name in feeds}
+        missing = [name for name in self._specs if name not in ready]
+        if missing:
+            raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.", hint=self._signature())
+        session, outputs, errors = self._session, self._outputs, self._errors
+
+        def call() -> Sequence[Any]:
+            try:
+                result: Sequence[Any] = session.run(outputs, ready)
+            except errors as error:
+                raise ModelFailed(
+                    f"onnxruntime could not run the model: {_reason(error)}.", hint=self._signature()
+                ) from error
+            return result
+
+        return call
+
+    def _fed(self, array: Array, spec: TensorSpec) -> Array:
+        array = cast(array, spec)
+        if spec.dtype == "bfloat16":
+            raise Unsupported(
+                f"Input {spec.name!r} takes bfloat16, which onnxruntime accepts from no client of numpy arrays.",
+                hint="Export the model with float32 inputs.",
+            )
+        return array.astype(object) if spec.dtype == "string" else np.ascontiguousarray(array).reshape(array.shape)
+
+    def _kept(self, value: Any) -> Array:
+        if not isinstance(value, np.ndarray):
+            raise Unsupported(
+                "An output of the model is a sequence or a map, not a tensor.",
+                hint="Convert scikit-learn models with the option zipmap=False.",
+            )
+        array = plain(value)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+    def _signature(self) -> str:
+        takes = ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in self.inputs)
+        return f"It takes {takes}."[:1000]
+
+
+def _spec(node: Any) -> TensorSpec:
+    inner = node.type.removeprefix("tensor(").removesuffix(")")
+    if inner not in _ONNX_DTYPES:
+        raise Unsupported(
+            f"Tensor {node.name!r} of the model has type {node.type}, and only tensors can be served.",
+            hint="Export the model so that it takes and gives tensors; for scikit-learn use zipmap=False.",
+        )
+    shape = tuple(
+        dim if isinstance(dim, int) else (dim or f"{node.name}_{position}") for position, dim in enumerate(node.shape)
+    )
+    return TensorSpec(name=node.name, dtype=_ONNX_DTYPES[inner], shape=shape, known_by=KnownBy.HEADER)
+
+
+def _reason(error: BaseException) -> str:
+    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions ..." : the codes tell a person nothing.
+    text = first_line(error, 600)
+    return text.split(" : ", 3)[-1][:300].rstrip(".") if text.startswith("[ONNXRuntimeError]") else text.rstrip(".")
+
+
+def gather_limits(path: Path) -> dict[str, Domain]:
+    """Return, for each integer input that indexes a stored table, how many rows the smallest such table has."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    origin = {value.name: value.name for value in graph.input if value.name not in tables}
+    limits: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in _KEEPS_VALUES and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        if node.op_type == "Gather" and node.input[0] in tables and node.input[1] in origin:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            rows, name = tables[node.input[0]][axis], origin[node.input[1]]
+            limits[name] = min(rows, limits.get(name, rows))
+    return {name: Domain(limit=limit) for name, limit in limits.items()}

@@ -1,0 +1,195 @@
+"""Parity: a candidate compared with the original's reference, output by output, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from converters import onnx_file
+from converters.accuracy import accuracy
+from converters.arrays import Arrays
+from converters.batching import has_batch_axis, no_batch_axis, prove, row_count, run_rows, take
+from converters.comparison import Difference, compare, gather
+from converters.onnx_runner import OnnxRunner
+from converters.reference import folder_of, rows_at_once
+from converters.reference_cases import REAL, SAMPLES, Reference
+from converters.runners import descriptor_of
+from converters.sampling import ROWS_AXIS
+from schemas.catalog import ParityOptions
+from schemas.descriptor import BATCH_AXIS, Dim, ModelDescriptor, TensorSpec
+from schemas.errors import ModelFailed
+from schemas.evidence import BatchProof, OutputParity, ParityReport, ReferenceCase
+from schemas.step_io import StepContext, StepOutcome
+from schemas.target import Precision, TargetProfile, Tolerance
+
+_LOSSY = frozenset({Precision.FP16, Precision.INT8})
+_PROVEN_CASES = 4
+_PROVEN_ROWS = 8
+
+Found = dict[str, list[tuple[str, bool, Difference]]]
+
+
+def parity(context: StepContext) -> StepOutcome:
+    """Run the candidate on every case of the reference and compare each output with the original's of that name.
+
+    A candidate that does not load, run or fit is a failed report with its reason, not an error.
+    """
+    options: ParityOptions = context.options
+    descriptor = descriptor_of(context)
+    target = context.request.target or TargetProfile()
+    tolerance = target.tolerance(options.precision)
+    lossy = options.precision in _LOSSY
+    reference = Reference.open(folder_of(context))
+    context.progress(0.05, "loading the candidate")
+    runner = OnnxRunner(onnx_file.find(context.input("model"), descriptor), threads=context.request.threads)
+    reason = _misfit(runner, descriptor, reference)
+    found: Found = {}
+    ran: list[tuple[ReferenceCase, Arrays, Arrays]] = []
+    share: float | None = None
+    classes = _class_outputs(context, descriptor, reference.report.outputs)
+    names = (context.request.sidecar.labels if context.request.sidecar else ()) or descriptor.labels
+    total = len(reference.report.cases)
+    for number, (case, feeds, expected) in enumerate(reference.cases() if not reason else ()):
+        context.progress(0.1 + 0.7 * number / total, f"comparing on {case.id}")
+        try:
+            given = run_rows(runner.run, feeds, rows_at_once(descriptor))
+        except ModelFailed as error:
+            reason = f"It does not run on case {case.id} ({_sizes(case)}), which the original does: {error.args[0]}"
+            break
+        for name, array in expected.items():
+            difference = compare(array, given[name], tolerance, lossy=lossy, classes=name in classes)
+            found.setdefault(name, []).append((case.id, case.source in REAL, difference))
+        if case.id == SAMPLES and (labels := reference.labels()) is not None:
+            share = accuracy(given, labels, names)
+        if len(ran) < _PROVEN_CASES and 1 < row_count(feeds) <= rows_at_once(descriptor):
+            ran.append((case, feeds, given))
+    outputs, failure = _joined(found, tolerance, lossy)
+    reason = reason or failure
+    context.progress(0.85, "running rows one by one")
+    batching = _batching(runner, descriptor, reference, ran, tolerance, lossy) if not reason else _not_tried(reason)
+    inputs, served = (
+        _served(runner.inputs, descriptor.inputs, batching),
+        _served(runner.outputs, reference.report.outputs, batching),
+    )
+    report = ParityReport(
+        passed=not reason,
+        reason=(reason or _praise(outputs, reference.report.cases))[:500],
+        precision=options.precision,
+        tolerance=tolerance,
+        outputs=outputs,
+        cases=reference.report.cases,
+        real_samples=any(case.source in REAL for case in reference.report.cases),
+        batching=batching,
+        accuracy=share,
+        inputs=inputs,
+        served_outputs=served,
+    )
+    return StepOutcome(report=report)
+
+
+def _misfit(runner: OnnxRunner, descriptor: ModelDescriptor, reference: Reference) -> str:
+    """Return why names, dtypes or ranks of the candidate cannot be the original's; empty when they fit."""
+    for what, mine, theirs in (
+        ("input", runner.inputs, descriptor.inputs),
+        ("output", runner.outputs, reference.report.outputs),
+    ):
+        have, want = [spec.name for spec in mine], [spec.name for spec in theirs]
+        missing, extra = [n for n in want if n not in have], [n for n in have if n not in want]
+        if missing or extra:
+            parts = [f"lacks {what} {n!r}" for n in missing[:3]] + [
+                f"has an {what} {n!r} of its own" for n in extra[:3]
+            ]
+            return f"It {' and '.join(parts)}; the original's are {', '.join(want)}."[:500]
+    known = {spec.name: spec for spec in descriptor.inputs}
+    for spec in runner.inputs:
+        if len(spec.shape) != len(known[spec.name].shape):
+            return (
+                f"Its input {spec.name!r} has {len(spec.shape)} axes where the original's has "
+                f"{len(known[spec.name].shape)}."
+            )
+    return ""
+
+
+def _joined(found: Found, tolerance: Tolerance, lossy: bool) -> tuple[tuple[OutputParity, ...], str]:
+    outputs, failure = [], ""
+    for name, differences in found.items():
+        output, why = gather(name, differences, tolerance, lossy=lossy)
+        outputs.append(output)
+        failure = failure or why
+    return tuple(outputs), failure
+
+
+def _class_outputs(context: StepContext, descriptor: ModelDescriptor, outputs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Return the outputs whose last axis holds scores of classes: as many as there are labels, or by the task."""
+    labels = (context.request.sidecar.labels if context.request.sidecar else ()) or descriptor.labels
+    named = "classification" in (descriptor.task or "")
+    return frozenset(
+        spec.name
+        for spec in outputs
+        if "float" in spec.dtype
+        and len(spec.shape) >= 2
+        and isinstance(spec.shape[-1], int)
+        and spec.shape[-1] >= 2
+        and (spec.shape[-1] == len(labels) or (named and len(spec.shape) == 2))
+    )
+
+
+def _batching(
+    runner: OnnxRunner,
+    descriptor: ModelDescriptor,
+    reference: Reference,
+    ran: Sequence[tuple[ReferenceCase, Arrays, Arrays]],
+    tolerance: Tolerance,
+    lossy: bool,
+) -> BatchProof:
+    if not reference.report.batching.holds:
+        reason = f"The original's own rows do not stand alone: {reference.report.batching.reason}"
+        return reference.report.batching.model_copy(update={"reason": reason[:500]})
+    for specs in (descriptor.inputs, reference.report.outputs):
+        if not has_batch_axis(specs):
+            return no_batch_axis(specs)
+    for spec in (*runner.inputs, *runner.outputs):
+        if spec.shape and isinstance(spec.shape[0], int):
+            return BatchProof(holds=False, reason=f"The candidate has {spec.name!r} fixed at {spec.shape[0]} rows.")
+    few = slice(0, _PROVEN_ROWS)
+    whole = [(feeds, given) for _, feeds, given in ran]
+    return prove(runner.run, [(take(f, few), take(g, few)) for f, g in whole], tolerance, lossy=lossy)
+
+
+def _not_tried(reason: str) -> BatchProof:
+    return BatchProof(holds=False, reason=f"Not tried, as the candidate failed: {reason}"[:500])
+
+
+def _served(own: Sequence[TensorSpec], originals: Sequence[TensorSpec], batching: BatchProof) -> tuple[TensorSpec, ...]:
+    """Return the candidate's specs with the original's names for dynamic axes; ``batch`` leads only where it is proven.
+
+    Where the graph says nothing of an axis and the original's is fixed, it is served fixed.
+    """
+    known: Mapping[str, TensorSpec] = {spec.name: spec for spec in originals}
+    served = []
+    for spec in own:
+        original = known.get(spec.name)
+        dims: list[Dim] = []
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and original is not None and len(original.shape) == len(spec.shape):
+                dim = original.shape[axis]
+            if axis == 0 and isinstance(dim, str) and dim == BATCH_AXIS and not batching.holds:
+                dim = ROWS_AXIS
+            dims.append(dim)
+        served.append(spec.model_copy(update={"shape": tuple(dims)}))
+    return tuple(served)
+
+
+def _praise(outputs: Sequence[OutputParity], cases: Sequence[ReferenceCase]) -> str:
+    parts = []
+    for output in outputs[:4]:
+        if output.method == "agreement":
+            parts.append(f"{output.name} agrees in {output.agreement:.2%} of values")
+        else:
+            figure = f" (cosine {output.cosine:.5f})" if output.cosine is not None else ""
+            parts.append(f"{output.name} differs by at most {output.max_abs:.2g}{figure}")
+    more = f" and {len(outputs) - 4} more outputs" if len(outputs) > 4 else ""
+    return f"Over {len(cases)} cases, {', '.join(parts)}{more}."
+
+
+def _sizes(case: ReferenceCase) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in case.axes.items()) or "fixed sizes"

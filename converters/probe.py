@@ -1,0 +1,214 @@
+"""Probe: complete a descriptor by running the model in its own runtime."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+from converters.axes import Guess, Signature, find
+from converters.runners import Runner, descriptor_of, load_original
+from converters.sampling import sidecar_samples, usual_size
+from schemas.catalog import ProbeOptions
+from schemas.descriptor import BATCH_AXIS, Dim, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
+from schemas.errors import ModelFailed, NeedsInput
+from schemas.step_io import StepContext, StepOutcome
+
+_TRIED_KEPT = 40
+
+
+def probe(context: StepContext) -> StepOutcome:
+    """Find out by running what the model takes and gives, and return the completed descriptor.
+
+    Raises NeedsInput, with the sidecar to write, when no input that was tried runs; ModelFailed when the model does
+    not load, or does not run on what its own header or its sidecar declares.
+    """
+    options: ProbeOptions = context.options
+    context.progress(0.05, "loading the model")
+    runner = load_original(context)
+    domains = dict(runner.domains)
+    tried: list[str] = []
+    failure: ModelFailed | None = None
+    for number, guess in enumerate(_guesses(context, runner)):
+        if number >= options.max_attempts:
+            tried.append(f"stopped after {number} attempts")
+            break
+        context.progress(0.1 + 0.7 * number / options.max_attempts, f"trying {guess}"[:200])
+        try:
+            signature = find(runner.run, guess, context.request.seed, domains)
+        except ModelFailed as error:
+            failure = error
+            tried.append(f"{guess}: {error.args[0]}"[:300])
+            continue
+        tried += [f"{guess}: runs", *signature.tried]
+        context.progress(0.9, "the model runs")
+        descriptor = _completed(context, runner, signature)
+        return StepOutcome(report=ProbeReport(descriptor=descriptor, tried=_kept(tried)))
+    raise _unanswered(context, runner, failure, tried)
+
+
+def _guesses(context: StepContext, runner: Runner) -> Iterator[Guess]:
+    """Yield what to try, the surest first. A sidecar's inputs are the only ones tried where there are some."""
+    descriptor = descriptor_of(context)
+    declared = _from_sidecar(context, runner)
+    if declared:
+        yield from declared
+        return
+    match descriptor.format:
+        case Format.ONNX:
+            from converters.probe_onnx import onnx_guesses
+
+            yield from onnx_guesses(runner.inputs)
+        case Format.SKLEARN:
+            yield Guess(runner.inputs, {BATCH_AXIS: 2})
+        case Format.HUGGINGFACE:
+            from converters.probe_huggingface import huggingface_guesses
+
+            yield from huggingface_guesses(context, runner)
+        case _:
+            from converters.probe_torch import torch_guesses
+
+            yield from torch_guesses(runner)
+
+
+def _from_sidecar(context: StepContext, runner: Runner) -> list[Guess]:
+    """Return guesses from the sidecar's inputs, else from the shapes of its samples."""
+    sidecar, descriptor = context.request.sidecar, descriptor_of(context)
+    if sidecar is None or descriptor.format is Format.SKLEARN:
+        return []
+    samples, _ = sidecar_samples(context, (), max_rows=2)
+    if sidecar.inputs:
+        header = {spec.name: spec for spec in runner.inputs if spec.known_by is KnownBy.HEADER}
+        specs = tuple(
+            TensorSpec(
+                name=item.name,
+                dtype=header[item.name].dtype if item.name in header else item.dtype,
+                shape=item.shape,
+                known_by=KnownBy.SIDECAR,
+            )
+            for item in sidecar.inputs
+        )
+        return _sized(specs, samples)
+    names = _input_names(runner)
+    if not names or not samples or not set(names) <= set(samples):
+        return []
+    known = {spec.name: spec.dtype for spec in runner.inputs}
+    specs = tuple(
+        TensorSpec(
+            name=name,
+            dtype=known.get(name) or _sample_dtype(samples[name]),
+            shape=(BATCH_AXIS, *samples[name].shape[1:]),
+            known_by=KnownBy.SIDECAR,
+        )
+        for name in names
+    )
+    return _sized(specs, samples)
+
+
+def _sample_dtype(array: Any) -> Any:
+    from converters.arrays import dtype_name
+
+    # Numpy's own default is float64, which no weight here is; what a person saved without a thought becomes float32.
+    name = dtype_name(array)
+    return "float32" if name == "float64" else name
+
+
+def _sized(specs: tuple[TensorSpec, ...], samples: dict[str, Any]) -> list[Guess]:
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        array = samples.get(spec.name)
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and dim not in sizes:
+                seen = array.shape[axis] if axis and array is not None and array.ndim == len(spec.shape) else None
+                sizes[dim] = seen or (2 if axis == 0 else usual_size(dim))
+    guesses = [Guess(specs, sizes)]
+    leading = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    if leading:
+        # A model that only takes one row at a time.
+        guesses.append(Guess(specs, {**sizes, **dict.fromkeys((str(axis) for axis in leading), 1)}))
+    return guesses
+
+
+def _input_names(runner: Runner) -> tuple[str, ...]:
+    source = getattr(runner, "source", None)
+    return tuple(source.input_names) if source is not None else tuple(spec.name for spec in runner.inputs)
+
+
+def _completed(context: StepContext, runner: Runner, signature: Signature) -> ModelDescriptor:
+    descriptor, sidecar = descriptor_of(context), context.request.sidecar
+    known_by = dict(descriptor.known_by)
+    facts: dict[str, Any] = {
+        "inputs": tuple(_surest(spec) for spec in signature.inputs),
+        "outputs": signature.outputs,
+        "example_axes": signature.sizes,
+    }
+    known_by.update({"inputs": KnownBy.PROBE, "outputs": KnownBy.PROBE, "example_axes": KnownBy.PROBE})
+
+    def learn(field: str, value: Any, how: KnownBy = KnownBy.PROBE) -> None:
+        if value and not getattr(descriptor, field):
+            facts[field], known_by[field] = value, how
+
+    if sidecar is not None:
+        learn("labels", sidecar.labels, KnownBy.SIDECAR)
+        learn("task", sidecar.task, KnownBy.SIDECAR)
+    if runner.runtime == "sklearn":
+        from converters.probe_sklearn import estimator_facts
+
+        for field, value in estimator_facts(runner).items():
+            if field not in facts:
+                learn(field, value)
+    if runner.runtime == "torch":
+        from converters.probe_torch import module_facts
+
+        for field, value in module_facts(runner).items():
+            learn(field, value)
+    # The process has loaded the model and run it, so what it took at most is what running takes.
+    learn("memory_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    facts["known_by"] = known_by
+    return descriptor.model_copy(update=facts)
+
+
+def _surest(spec: TensorSpec) -> TensorSpec:
+    return spec.model_copy(update={"known_by": KnownBy.PROBE}) if spec.known_by is KnownBy.GUESS else spec
+
+
+def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | None, tried: list[str]) -> Exception:
+    descriptor, sidecar = descriptor_of(context), context.request.sidecar
+    why = str(failure.args[0]) if failure else "Nothing could be tried."
+    if sidecar is not None and sidecar.inputs:
+        return ModelFailed(
+            f"The model does not run on the inputs that its sidecar declares. {why}",
+            hint="Check names, order, dtypes and shapes under 'inputs' in the sidecar.",
+        )
+    if descriptor.format in (Format.ONNX, Format.SKLEARN):
+        return ModelFailed(
+            f"The model loads, but does not run. {why}",
+            hint="Run it once yourself; where a dynamic axis takes only some sizes, declare it in the sidecar.",
+        )
+    names = _input_names(runner)
+    asked = f"input {names[0]!r}" if len(names) == 1 else "each of the inputs " + ", ".join(repr(n) for n in names)
+    lines = "\n".join(f"- {{name: {name}, dtype: float32, shape: {_example(tried, name)}}}" for name in names)
+    return NeedsInput(
+        f"What shape does {asked or 'the input'} take?",
+        hint="The file does not say, and none of the shapes that were tried runs. Write it into "
+        f"{'modelium.yaml inside the folder' if context.input('model').is_dir() else '<filename>.modelium.yaml'}, "
+        f"with your own numbers:\ninputs:\n{lines}",
+        attempts=len(tried),
+        last_refusal=why[:500],
+    )
+
+
+def _example(tried: list[str], name: str) -> str:
+    """Return a shape of the rank that was tried last, as an example to change."""
+    dims: list[Dim] = [BATCH_AXIS, 3, 224, 224]
+    for line in reversed(tried):
+        head = line.split(": ", 1)[0]
+        if f"{name} " in head and "[" in head:
+            rank = head.split(f"{name} ", 1)[1].split("]", 1)[0].count(",") + 1
+            dims = {1: [BATCH_AXIS], 2: [BATCH_AXIS, 64], 3: [BATCH_AXIS, "sequence", 64]}.get(rank, dims)
+            break
+    return "[" + ", ".join(str(dim) for dim in dims) + "]"
+
+
+def _kept(tried: list[str]) -> tuple[str, ...]:
+    return tuple(tried if len(tried) <= _TRIED_KEPT else [*tried[:5], "...", *tried[-_TRIED_KEPT + 6 :]])

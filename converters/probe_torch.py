@@ -1,0 +1,230 @@
+"""Guesses for torch originals: TorchScript and plain modules tell no shapes, an ExportedProgram tells all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from converters.axes import Guess
+from converters.runners import Runner
+from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH
+from converters.torch_hints import Hint, first_of, module_hints, script_hints, scripted
+from converters.torch_runner import TorchRunner
+from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
+from schemas.errors import ModeliumError
+
+Shape = tuple[DType, tuple[Dim, ...], dict[str, int]]
+"""An input's dtype, its shape with axes named, and their sizes (the batch aside)."""
+
+_SMALL_IMAGES = (8, 16, 28, 32, 64, 224, 96, 128, 256, 48, 12, 20, 24, 14, 40, 56, 100, 112, 192, 299, 384, 512)
+_LARGE_IMAGES = (224, 256, 299, 384, 512, 128, 96, 64, 32, 28, 16, 8)
+_LENGTHS_1D = (64, 128, 256, 32, 16, 100, 1000, 16_000)
+_VOLUMES = (16, 32, 64, 112)
+_SEQUENCES = (16, 8, 32, 64, 128, 10, 1)
+_BIG_MODEL = 5_000_000
+"""Parameters above which an image model is more likely made for 224 than for 28 pixels."""
+
+
+def torch_guesses(runner: Runner) -> Iterator[Guess]:
+    """Yield guesses for every input together, likelier first: at a batch of two, then all of them at a batch of one."""
+    if not isinstance(runner, TorchRunner):
+        raise ModeliumError("A torch original was loaded in another runtime than torch.")
+    exported = _exported(runner)
+    if exported:
+        yield from exported
+        return
+    names = runner.source.input_names
+    hints = _hints(runner, names)
+    big = _parameters(runner) > _BIG_MODEL
+    single = len(names) == 1
+    shapes = [list(_shapes(hints.get(name, []), big=big, single=single)) for name in names]
+    known = [options[0] for options in shapes if options]
+    if not known:
+        return
+    for name, options in zip(names, shapes, strict=True):
+        if not options:
+            options.extend(_companions(name, known))
+    # Inputs of one model mostly go together: equally likely options first, then every combination.
+    guesses: list[tuple[Shape, ...]] = []
+    longest = max(len(options) for options in shapes)
+    for number in range(longest):
+        guesses.append(tuple(options[min(number, len(options) - 1)] for options in shapes))
+    if not single:
+        guesses += list(itertools.islice(itertools.product(*(options[:8] for options in shapes)), 200))
+    seen: list[tuple[Shape, ...]] = []
+    for batch in (TRACE_BATCH, 1):
+        for guess in guesses:
+            if (key := (*guess, ("int64", (batch,), {}))) not in seen:
+                seen.append(key)
+                yield _joined(names, guess, batch)
+
+
+def _joined(names: Sequence[str], shapes: Sequence[Shape], batch: int) -> Guess:
+    sizes: dict[str, int] = {BATCH_AXIS: batch}
+    specs = []
+    for name, (dtype, shape, own) in zip(names, shapes, strict=True):
+        renamed: dict[str, str] = {}
+        for axis, size in own.items():
+            # Equal names with other sizes are other axes.
+            renamed[axis] = axis if sizes.get(axis, size) == size else f"{name}_{axis}"
+            sizes[renamed[axis]] = size
+        dims = tuple(renamed.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=dims, known_by=KnownBy.GUESS))
+    return Guess(tuple(specs), sizes)
+
+
+def _hints(runner: TorchRunner, names: Sequence[str]) -> dict[str, list[Hint]]:
+    import torch
+
+    inner = runner.source.inner
+    module = inner if isinstance(inner, torch.jit.ScriptModule) else scripted(inner)
+    if module is not None:
+        by_argument = script_hints(module)
+        if any(by_argument.values()):
+            if set(names) <= set(by_argument):
+                return {name: by_argument[name] for name in names}
+            # A sidecar's own names stand for the arguments in their order.
+            return dict(zip(names, by_argument.values(), strict=False))
+    layers = module_hints(inner)
+    return {name: list(layers) for name in names}
+
+
+def _shapes(hints: Sequence[Hint], *, big: bool, single: bool) -> Iterator[Shape]:
+    for hint in first_of(hints):
+        match hint.kind:
+            case "conv":
+                yield from _convolved(hint, big)
+            case "linear":
+                yield from _features(hint)
+            case "embedding":
+                rows: Shape = ("int64", (BATCH_AXIS,), {})
+                tokens: list[Shape] = [("int64", (BATCH_AXIS, SEQUENCE_AXIS), {SEQUENCE_AXIS: n}) for n in _SEQUENCES]
+                # Several inputs that each index a table are mostly one id a row, as in a recommender.
+                yield from (*tokens, rows) if single else (rows, *tokens)
+            case "rnn":
+                dims = (BATCH_AXIS, SEQUENCE_AXIS) if hint.batch_first else (SEQUENCE_AXIS, BATCH_AXIS)
+                for length in _SEQUENCES[:4]:
+                    yield "float32", (*dims, hint.features), {SEQUENCE_AXIS: length}
+            case "norm":
+                yield "float32", (BATCH_AXIS, hint.features), {}
+                yield "float32", (BATCH_AXIS, hint.features, "length"), {"length": 16}
+                yield "float32", (BATCH_AXIS, hint.features, "height", "width"), {"height": 32, "width": 32}
+
+
+def _convolved(hint: Hint, big: bool) -> Iterator[Shape]:
+    if hint.axes == 1:
+        for length in _LENGTHS_1D:
+            yield "float32", (BATCH_AXIS, hint.features, "length"), {"length": length}
+        return
+    if hint.axes == 3:
+        for size in _VOLUMES:
+            sizes = {"depth": size, "height": size, "width": size}
+            yield "float32", (BATCH_AXIS, hint.features, "depth", "height", "width"), sizes
+        return
+    large = big or (hint.kernel >= 7 and hint.stride >= 2) or hint.stride >= 4
+    for size in _LARGE_IMAGES if large else _SMALL_IMAGES:
+        yield "float32", (BATCH_AXIS, hint.features, "height", "width"), {"height": size, "width": size}
+
+
+def _features(hint: Hint) -> Iterator[Shape]:
+    if hint.flattened:
+        for channels in (1, 3):
+            side = math.isqrt(hint.features // channels)
+            if side >= 4 and side * side * channels == hint.features:
+                yield "float32", (BATCH_AXIS, channels, side, side), {}
+    yield "float32", (BATCH_AXIS, hint.features), {}
+    for length in _SEQUENCES[:3]:
+        yield "float32", (BATCH_AXIS, SEQUENCE_AXIS, hint.features), {SEQUENCE_AXIS: length}
+
+
+def _companions(name: str, known: Sequence[Shape]) -> Iterator[Shape]:
+    """Yield shapes for an input that no weights touch, beside others that some do: masks, lengths, factors."""
+    _, shape, sizes = known[0]
+    words = name.lower()
+    whole: DType = "int64" if "id" in words or "len" in words or "index" in words else "float32"
+    kinds: tuple[DType, ...] = ("bool", "int64", "float32") if "mask" in words else (whole, "float32", "int64", "bool")
+    dims = [shape[:2], shape[:1], (*shape[:1], 1), shape] if "len" not in words else [shape[:1], shape[:2]]
+    for dim, dtype in itertools.product(dims, dict.fromkeys(kinds)):
+        yield dtype, dim, {axis: size for axis, size in sizes.items() if axis in dim}
+
+
+def _exported(runner: TorchRunner) -> list[Guess]:
+    """Return what an ExportedProgram was exported with, dynamic axes named; [] for any other original."""
+    import torch
+
+    program = runner.source.inner
+    if not isinstance(program, torch.export.ExportedProgram):
+        return []
+    slots = [slot for slot in program.graph_signature.user_inputs if isinstance(slot, str)]
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    specs, sizes = [], {}
+    for name, slot in zip(runner.source.input_names, slots, strict=False):
+        tensor = nodes[slot].meta["val"]
+        dims: list[Dim] = []
+        for axis, dim in enumerate(tensor.shape):
+            if isinstance(dim, int):
+                dims.append(dim)
+                continue
+            label = _axis_name(str(dim), axis, name)
+            sizes[label] = _size_within(program, dim, axis)
+            dims.append(label)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(dims), known_by=KnownBy.HEADER))  # type: ignore[arg-type]
+    guesses = [Guess(tuple(specs), sizes)]
+    if any(axis == BATCH_AXIS for axis in sizes):
+        guesses.append(Guess(tuple(specs), {**sizes, BATCH_AXIS: 1}))
+    return guesses
+
+
+def _axis_name(symbol: str, axis: int, name: str) -> str:
+    plain = symbol if symbol.isidentifier() else f"{name}_{axis}"
+    return BATCH_AXIS if axis == 0 else f"axis_{plain}"
+
+
+def _size_within(program: Any, dim: Any, axis: int) -> int:
+    """Return a size that the program's constraints allow: two rows, or the size it was exported with."""
+    bounds = next((r for symbol, r in program.range_constraints.items() if str(symbol) == str(dim)), None)
+    low = int(bounds.lower) if bounds is not None else 0
+    high = int(bounds.upper) if bounds is not None and bounds.upper.is_finite else 1 << 30
+    hint = getattr(dim.node, "hint", None)
+    wanted = TRACE_BATCH if axis == 0 else (hint if isinstance(hint, int) else 16)
+    return max(low, min(wanted, high), 1)
+
+
+def _parameters(runner: TorchRunner) -> int:
+    return sum(int(tensor.numel()) for tensor in _weights(runner))
+
+
+def _weights(runner: TorchRunner) -> list[Any]:
+    import torch
+
+    inner = runner.source.inner
+    if isinstance(inner, torch.export.ExportedProgram):
+        return list(inner.parameters())
+    return list(inner.parameters()) if isinstance(inner, torch.nn.Module) else []
+
+
+def module_facts(runner: Runner) -> dict[str, Any]:
+    """Return descriptor fields that a loaded torch model tells: parameters and the class it was."""
+    import torch
+
+    if not isinstance(runner, TorchRunner):
+        return {}
+    weights = _weights(runner)
+    dtypes: dict[str, int] = {}
+    for tensor in weights:
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + int(tensor.numel())
+    facts: dict[str, Any] = {
+        "parameter_count": sum(dtypes.values()),
+        "parameter_bytes": sum(int(t.numel()) * t.element_size() for t in weights),
+        "parameter_dtypes": dtypes,
+    }
+    inner = runner.source.inner
+    if isinstance(inner, torch.jit.ScriptModule):
+        facts["architecture"] = inner.original_name
+    elif isinstance(inner, torch.nn.Module):
+        facts["architecture"] = type(inner).__name__
+    return facts

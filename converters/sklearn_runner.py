@@ -1,0 +1,286 @@
+"""Run a scikit-learn estimator or pipeline: named columns in, labels, probabilities or predictions out."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.arrays import Array, Arrays, plain
+from converters.domain import Domain
+from converters.model_errors import RAISED_BY_MODELS, first_line
+from schemas.descriptor import BATCH_AXIS, DType, KnownBy, TensorSpec
+from schemas.errors import ModelFailed, Unsupported
+from schemas.step_io import StepContext
+
+RAISED_BY_LOADING: tuple[type[Exception], ...] = (pickle.UnpicklingError, *RAISED_BY_MODELS)
+MATRIX_INPUT = "X"
+"""Name of the one input of an estimator whose columns are all numbers."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table an estimator was fitted on."""
+
+    name: str
+    dtype: DType
+    domain: Domain
+
+
+class SklearnRunner:
+    """A fitted estimator. Numbers reach it as float64, as a person's own script would have them."""
+
+    runtime = "sklearn"
+
+    def __init__(self, estimator: Any) -> None:
+        """Wrap a fitted ``estimator``. Raises ModelFailed for one that is not fitted, Unsupported for one without
+        outputs that a tensor can carry.
+        """
+        self.estimator = estimator
+        self.width = _width(estimator)
+        self.columns = _columns(estimator, self.width)
+        self._calls = _calls(estimator)
+        self.inputs = self._inputs()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        """Known from running; see the ``probe`` step."""
+
+    @classmethod
+    def load(cls, context: StepContext) -> SklearnRunner:
+        """Load input ``model``, which executes what the pickle says: only ever inside the sandbox."""
+        from converters.runners import descriptor_of
+
+        path, descriptor = context.input("model"), descriptor_of(context)
+        file = path / descriptor.entry if path.is_dir() and descriptor.entry else path
+        estimator = load_estimator(file)
+        jobs = [key for key in estimator.get_params() if key == "n_jobs" or key.endswith("__n_jobs")]
+        if jobs:
+            # A forest saved with n_jobs=-1 would take every core, while the others keep to the request's threads.
+            estimator.set_params(**dict.fromkeys(jobs, context.request.threads))
+        runner = cls(estimator)
+        runner.outputs = descriptor.outputs
+        return runner
+
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """Categories of string columns, and the mean and spread that a scaler inside was fitted on."""
+        if self.columns:
+            return {column.name: column.domain for column in self.columns}
+        return {MATRIX_INPUT: _scaled(self.estimator)}
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
+        """Return the outputs by name. Raises ModelFailed when the estimator refuses these inputs."""
+        return {name: _kept(name, value) for name, value in self._guarded(self._table(feeds)).items()}
+
+    def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """Return a call that runs every output's method once on a table that is already made."""
+        table = self._table(feeds)
+        return lambda: self._guarded(table)
+
+    def _guarded(self, table: Array) -> dict[str, Any]:
+        try:
+            # Pipelines fitted on named columns warn about every plain table.
+            with quiet():
+                return {name: call(table) for name, call in self._calls.items()}
+        except RAISED_BY_MODELS as error:
+            raise ModelFailed(
+                f"The original could not run: {first_line(error).rstrip('.')}.",
+                hint=f"It takes {self.width} columns.",
+            ) from error
+
+    def _table(self, feeds: Mapping[str, Array]) -> Array:
+        missing = [spec.name for spec in self.inputs if spec.name not in feeds]
+        if missing:
+            raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.")
+        if not self.columns:
+            return np.asarray(feeds[MATRIX_INPUT]).astype(np.float64)
+        columns = [np.asarray(feeds[column.name]).reshape(-1, 1).astype(object) for column in self.columns]
+        return np.concatenate(columns, axis=1)
+
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        if not self.columns:
+            shape = (BATCH_AXIS, self.width)
+            return (TensorSpec(name=MATRIX_INPUT, dtype="float32", shape=shape, known_by=KnownBy.PROBE),)
+        return tuple(
+            TensorSpec(name=c.name, dtype=c.dtype, shape=(BATCH_AXIS, 1), known_by=KnownBy.PROBE) for c in self.columns
+        )
+
+
+def load_estimator(path: Path) -> Any:
+    """Unpickle an estimator (joblib, also compressed, or pickle). Executes what the file says: sandbox only."""
+    import joblib
+
+    try:
+        with quiet():
+            estimator = joblib.load(path)
+    except RAISED_BY_LOADING as error:
+        raise ModelFailed(
+            f"scikit-learn cannot load this file: {first_line(error).rstrip('.')}.",
+            hint="It may have been saved by another version of scikit-learn; save it again with this one.",
+        ) from error
+    if not hasattr(estimator, "get_params") or not any(
+        hasattr(estimator, name) for name in ("predict", "transform", "decision_function")
+    ):
+        raise ModelFailed(
+            f"The file holds a {type(estimator).__name__}, not a fitted scikit-learn estimator.",
+            hint="Save the fitted estimator or pipeline itself with joblib.dump.",
+        )
+    return estimator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings: about versions and feature names, which a person can do nothing about here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def steps_of(estimator: Any) -> list[Any]:
+    """Return the estimators of a pipeline in order, nested pipelines and searches opened; else ``[estimator]``."""
+    inner = getattr(estimator, "best_estimator_", estimator)
+    steps = getattr(inner, "steps", None)
+    if steps is None:
+        return [inner]
+    return [part for _, step in steps if step is not None and step != "passthrough" for part in steps_of(step)]
+
+
+def _width(estimator: Any) -> int:
+    for part in [estimator, *steps_of(estimator)]:
+        try:
+            width = getattr(part, "n_features_in_", None)
+        except AttributeError:
+            width = None
+        if isinstance(width, int | np.integer):
+            return int(width)
+    raise ModelFailed(
+        f"{type(estimator).__name__} does not say how many columns it takes.",
+        hint="Fit it on a two-dimensional table before saving it; text vectorisers are not served yet.",
+    )
+
+
+def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
+    """Return the columns one by one when some are strings; () when the whole table is one matrix of numbers."""
+    transformers: list[tuple[Any, list[int]]] = []
+    first = steps_of(estimator)[0]
+    if hasattr(first, "transformers_"):
+        indices = getattr(first, "_transformer_to_input_indices", {})
+        for name, transformer, _ in first.transformers_:
+            transformers.append((transformer, [int(i) for i in indices.get(name, [])]))
+    else:
+        transformers.append((first, list(range(width))))
+    categories: dict[int, Array] = {}
+    domains: dict[int, Domain] = {}
+    for transformer, positions in transformers:
+        if transformer is None or isinstance(transformer, str):
+            continue
+        for part in steps_of(transformer):
+            known = getattr(part, "categories_", None)
+            if known is not None and len(known) == len(positions):
+                categories.update(zip(positions, (np.asarray(values) for values in known), strict=True))
+            scale = _scaled(part)
+            if scale.centre is not None and scale.spread is not None and len(scale.centre) == len(positions):
+                for at, position in enumerate(positions):
+                    domains[position] = Domain(centre=scale.centre[at : at + 1], spread=scale.spread[at : at + 1])
+    if not any(values.dtype.kind in "OUS" for values in categories.values()):
+        return ()
+    names = [str(name) for name in getattr(estimator, "feature_names_in_", ())] or [f"column_{i}" for i in range(width)]
+    columns = []
+    for position in range(width):
+        values = categories.get(position)
+        dtype: DType = "float32"
+        domain = domains.get(position, Domain())
+        if values is not None:
+            known_values = [v for v in values if isinstance(v, str) or not _is_nan(v)]
+            if values.dtype.kind in "OUS":
+                dtype, domain = "string", Domain(choices=plain(np.array(known_values, dtype=object)))
+            else:
+                dtype = "int64" if values.dtype.kind in "iu" else "float32"
+                domain = Domain(choices=np.asarray(values))
+        columns.append(Column(names[position], dtype, domain))
+    return tuple(columns)
+
+
+def _is_nan(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and bool(np.isnan(value)))
+
+
+def _scaled(estimator: Any) -> Domain:
+    """Return where the features lie: a scaler's mean and spread, or the range of a forest's thresholds."""
+    for part in steps_of(estimator):
+        mean, scale = getattr(part, "mean_", None), getattr(part, "scale_", None)
+        if isinstance(mean, np.ndarray) and isinstance(scale, np.ndarray) and mean.shape == scale.shape:
+            return Domain(centre=mean, spread=scale)
+        low, high = getattr(part, "data_min_", None), getattr(part, "data_max_", None)
+        if isinstance(low, np.ndarray) and isinstance(high, np.ndarray):
+            return Domain(centre=(low + high) / 2, spread=np.maximum((high - low) / 4, 1e-6))
+        thresholds = _thresholds(part)
+        if thresholds is not None:
+            return thresholds
+        if part is not estimator and type(part).__name__ != "SimpleImputer":
+            break
+    return Domain()
+
+
+def _thresholds(part: Any) -> Domain | None:
+    members = np.asarray(getattr(part, "estimators_", [part]), dtype=object).reshape(-1)
+    trees = [member for member in members if hasattr(member, "tree_")]
+    width = getattr(part, "n_features_in_", 0)
+    if not trees or not width:
+        return None
+    centre, spread = np.zeros(width), np.ones(width)
+    features = np.concatenate([t.tree_.feature for t in trees[:50]])
+    values = np.concatenate([t.tree_.threshold for t in trees[:50]])
+    for feature in np.unique(features[features >= 0]):
+        mine = values[features == feature]
+        centre[feature], spread[feature] = mine.mean(), max(float(mine.std()), 1e-3)
+    return Domain(centre=centre, spread=spread)
+
+
+def _calls(estimator: Any) -> dict[str, Callable[[Array], Any]]:
+    """Return output name to the method that computes it, the same names that ``sklearn_onnx`` gives the graph."""
+    from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
+
+    with quiet():
+        if is_classifier(estimator):
+            calls: dict[str, Callable[[Array], Any]] = {"label": estimator.predict}
+            if hasattr(estimator, "predict_proba"):
+                calls["probabilities"] = estimator.predict_proba
+            elif hasattr(estimator, "decision_function"):
+                calls["scores"] = estimator.decision_function
+            return calls
+        if is_regressor(estimator):
+            return {"prediction": estimator.predict}
+        if is_outlier_detector(estimator):
+            return {"label": estimator.predict, "scores": estimator.decision_function}
+        if hasattr(estimator, "predict") and (is_clusterer(estimator) or not hasattr(estimator, "transform")):
+            return {"label": estimator.predict}
+        if hasattr(estimator, "transform"):
+            return {"transformed": estimator.transform}
+    raise Unsupported(
+        f"{type(estimator).__name__} can neither predict nor transform new rows.",
+        hint="Save an estimator that has predict or transform.",
+    )
+
+
+def _kept(name: str, value: Any) -> Array:
+    if isinstance(value, list | tuple):
+        raise Unsupported(
+            f"Output {name!r} is a list of {len(value)} arrays: the estimator predicts several targets at once.",
+            hint="Save one estimator for each target.",
+        )
+    array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+    if name == "label":
+        if array.dtype.kind in "OUS":
+            return plain(array)
+        return array.astype(np.int64)
+    if array.dtype.kind not in "biuf":
+        return plain(array)
+    # skl2onnx gives a regressor's single target, and a two-class score, an axis of its own.
+    array = array.reshape(-1, 1) if array.ndim == 1 else array
+    return array.astype(np.float32) if array.dtype.kind == "f" else array

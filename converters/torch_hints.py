@@ -1,0 +1,188 @@
+"""Hints: what the first weights that touch an input tell about its shape."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from converters.model_errors import RAISED_BY_MODELS
+
+_NODES_FOLLOWED = 200
+_FLATTENS = frozenset({"aten::view", "aten::reshape", "aten::flatten"})
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The first operation with weights that an input reaches, and the size of the axis that the weights fix."""
+
+    kind: Literal["conv", "linear", "embedding", "rnn", "norm"]
+    features: int
+    """Channels, features or input size; rows of the table for an embedding."""
+    axes: int = 0
+    """Spatial axes of a convolution."""
+    kernel: int = 1
+    stride: int = 1
+    flattened: bool = False
+    """The input was reshaped on its way there."""
+    batch_first: bool = True
+
+
+def script_hints(module: Any) -> dict[str, list[Hint]]:
+    """Return input name to hints, nearest first, by following the graph of a ScriptModule from its inputs."""
+    graph = module.inlined_graph
+    values = list(graph.inputs())
+    if not values:
+        return {}
+    root = values[0]
+    names = [argument.name for argument in module.forward.schema.arguments[1:]]
+    found: dict[str, list[Hint]] = {}
+    for name, value in zip(names, values[1:], strict=False):
+        found[name] = list(_follow(value, module, root))
+    return found
+
+
+def module_hints(module: Any) -> list[Hint]:
+    """Return hints of a plain module's layers in the order they are registered, each kind once."""
+    import torch
+
+    hints: list[Hint] = []
+    for layer in module.modules():
+        hint: Hint | None = None
+        if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d):
+            kernel, stride = layer.kernel_size[0], layer.stride[0]
+            hint = Hint("conv", layer.in_channels, len(layer.kernel_size), int(kernel), int(stride))
+        elif isinstance(layer, torch.nn.Linear):
+            hint = Hint("linear", layer.in_features)
+        elif isinstance(layer, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            hint = Hint("embedding", layer.num_embeddings)
+        elif isinstance(layer, torch.nn.RNNBase):
+            hint = Hint("rnn", layer.input_size, batch_first=bool(layer.batch_first))
+        if hint is not None and hint.kind not in [known.kind for known in hints]:
+            hints.append(hint)
+    return hints
+
+
+def scripted(module: Any) -> Any | None:
+    """Return a plain module as a ScriptModule for its graph's sake, or None when it cannot be scripted."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.script(module)
+    except RAISED_BY_MODELS:
+        return None
+
+
+def _follow(value: Any, module: Any, root: Any) -> Iterator[Hint]:
+    queue: deque[tuple[Any, bool]] = deque([(value, False)])
+    seen: set[str] = {value.debugName()}
+    for _ in range(_NODES_FOLLOWED):
+        if not queue:
+            return
+        current, flattened = queue.popleft()
+        for use in current.uses():
+            node = use.user
+            hint = _hint(node, current, module, root, flattened)
+            if hint is not None:
+                yield hint
+                if hint.kind != "norm":
+                    continue
+            for output in node.outputs():
+                if output.type().kind() in ("TensorType", "OptionalType") and output.debugName() not in seen:
+                    seen.add(output.debugName())
+                    queue.append((output, flattened or node.kind() in _FLATTENS))
+
+
+def _hint(node: Any, value: Any, module: Any, root: Any, flattened: bool) -> Hint | None:
+    inputs = list(node.inputs())
+    position = next((i for i, each in enumerate(inputs) if each.debugName() == value.debugName()), -1)
+    kind = node.kind()
+
+    def weight(at: int) -> Any | None:
+        return _tensor(inputs[at], module, root) if at < len(inputs) else None
+
+    if kind in ("aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::_convolution") and position == 0:
+        kernel = weight(1)
+        if kernel is None:
+            return None
+        groups = _constant(inputs[8 if kind == "aten::_convolution" else 6], 1)
+        strides = [_constant(each, 1) for each in inputs[3].node().inputs()] if len(inputs) > 3 else []
+        transposed = kind == "aten::_convolution" and bool(_constant(inputs[6], False))
+        channels = kernel.shape[0] if transposed else kernel.shape[1] * groups
+        stride = strides[0] if strides else 1
+        return Hint("conv", channels, kernel.dim() - 2, kernel.shape[-1], stride, flattened)
+    if kind == "aten::linear" and position == 0 and (matrix := weight(1)) is not None:
+        return Hint("linear", matrix.shape[1], flattened=flattened)
+    if (
+        kind in ("aten::matmul", "aten::mm")
+        and position == 0
+        and (matrix := weight(1)) is not None
+        and matrix.dim() > 1
+    ):
+        return Hint("linear", matrix.shape[-2], flattened=flattened)
+    if kind == "aten::addmm" and position == 1 and (matrix := weight(2)) is not None:
+        return Hint("linear", matrix.shape[0], flattened=flattened)
+    if kind in ("aten::embedding", "aten::embedding_bag") and position == 1 and (table := weight(0)) is not None:
+        return Hint("embedding", table.shape[0], flattened=flattened)
+    if kind in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu") and position == 0:
+        weights = [_tensor(each, module, root) for each in inputs[2].node().inputs()]
+        if weights and weights[0] is not None:
+            return Hint("rnn", weights[0].shape[1], batch_first=bool(_constant(inputs[-1], True)))
+    if kind == "aten::batch_norm" and position == 0 and (mean := weight(3)) is not None:
+        return Hint("norm", mean.shape[0], flattened=flattened)
+    if kind == "aten::layer_norm" and position == 0 and (scale := weight(2)) is not None:
+        return Hint("linear", scale.shape[-1], flattened=flattened)
+    return None
+
+
+def _tensor(value: Any, module: Any, root: Any) -> Any | None:
+    """Return the weight that a graph value stands for, or None when it is computed."""
+    import torch
+
+    node = value.node()
+    if node.kind() == "prim::Constant":
+        constant = value.toIValue()
+        return constant if isinstance(constant, torch.Tensor) else None
+    if node.kind() in ("aten::t", "aten::numpy_T"):
+        inner = _tensor(next(iter(node.inputs())), module, root)
+        return inner.t() if inner is not None and inner.dim() == 2 else None
+    if node.kind() == "prim::unchecked_cast":
+        return _tensor(next(iter(node.inputs())), module, root)
+    found = _attribute(value, module, root)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _attribute(value: Any, module: Any, root: Any) -> Any | None:
+    path: list[str] = []
+    while value.debugName() != root.debugName():
+        node = value.node()
+        if node.kind() != "prim::GetAttr":
+            return None
+        path.append(node.s("name"))
+        value = next(iter(node.inputs()))
+    found = module
+    for name in reversed(path):
+        found = getattr(found, name, None)
+        if found is None:
+            return None
+    return found
+
+
+def _constant(value: Any, default: Any) -> Any:
+    known = value.toIValue() if value.node().kind() == "prim::Constant" else None
+    return default if known is None else known
+
+
+def first_of(hints: Sequence[Hint]) -> Sequence[Hint]:
+    """Return the hints worth trying: the nearest, and the next of another kind."""
+    kept: list[Hint] = []
+    for hint in hints:
+        if hint.kind not in [k.kind for k in kept]:
+            kept.append(hint)
+    # A normalisation fixes channels and not the number of axes; what follows it tells more.
+    kept.sort(key=lambda hint: hint.kind == "norm")
+    return kept[:3]

@@ -1,0 +1,58 @@
+"""Finds the best sandbox that really works on this machine."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from importlib.util import find_spec
+
+from executor.bwrap_sandbox import BwrapSandbox
+from executor.sandbox import Sandbox
+from executor.seccomp import program
+from executor.unisolated_sandbox import UnisolatedSandbox
+from schemas.errors import SandboxUnavailable
+from schemas.step_run import Limits
+
+_INSTALL = "Run as root: apt-get install -y bubblewrap libseccomp2 util-linux"
+
+
+def find_sandbox(allow_none: bool = False) -> Sandbox:
+    """Return a sandbox that was seen to isolate; probed once per process.
+
+    Raises SandboxUnavailable with what to do, unless ``allow_none``: then a sandbox that isolates nothing is better
+    than none, and every run says so.
+    """
+    try:
+        return _bubblewrap()
+    except SandboxUnavailable:
+        if allow_none:
+            return UnisolatedSandbox()
+        raise
+
+
+@functools.cache
+def _bubblewrap() -> BwrapSandbox:
+    executable = shutil.which("bwrap")
+    if executable is None:
+        raise SandboxUnavailable(
+            "Bubblewrap is not installed, and no model is opened without a sandbox.", hint=_INSTALL
+        )
+    for tool in ("setpriv", "prlimit"):
+        if shutil.which(tool) is None:
+            raise SandboxUnavailable(f"The program {tool} is missing, which the sandbox starts with.", hint=_INSTALL)
+    if find_spec("pyseccomp") is None:
+        raise SandboxUnavailable("The Python package pyseccomp is missing.", hint="Run: make setup")
+    try:
+        program()
+    except (RuntimeError, OSError) as error:
+        raise SandboxUnavailable(f"No system call filter can be made ({error}).", hint=_INSTALL) from error
+    sandbox = BwrapSandbox(executable)
+    isolation = sandbox.isolation(Limits())
+    required = ("own_user", "no_network", "read_only_root", "own_pids", "seccomp")
+    lacking = [name for name in required if not getattr(isolation, name)]
+    if lacking:
+        raise SandboxUnavailable(
+            f"Bubblewrap runs here but does not enforce: {', '.join(lacking)}.",
+            hint="Check its version (0.8 or newer) and, in a container, the container's own security profile.",
+        )
+    return sandbox

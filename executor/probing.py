@@ -1,0 +1,100 @@
+"""Finds out by running it what a sandbox really enforces."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from executor.cgroup import Cgroup
+from executor.sandbox import SANDBOX_UID, Command, Sandbox
+from schemas.errors import SandboxUnavailable
+from schemas.step_run import Isolation, Limits
+
+_LIMITS = Limits(memory_bytes=64 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
+
+# Tries what must fail. Nothing here harms a host on which it succeeds.
+_LOOK = f"""
+import ctypes, json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+def writable(path):
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError:
+        return False
+    os.unlink(path)
+    return True
+libc = ctypes.CDLL(None, use_errno=True)
+seen = {{
+    "own_user": os.getuid() == {SANDBOX_UID} and int(status["CapEff"], 16) == 0,
+    "no_network": [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] == ["lo"],
+    "read_only_root": not any(map(writable, ("/.probe", "/usr/.probe", "/etc/.probe", "/dev/.probe", "/work/.probe"))),
+    "own_pids": open("/proc/1/comm").read().strip() == "bwrap",
+    "seccomp": status["Seccomp"].strip() == "2" and libc.ptrace(0, 0, 0, 0) == -1,
+}}
+children = 0
+try:
+    while children < {_LIMITS.processes * 2}:
+        if os.fork() == 0:
+            import signal
+            signal.pause()
+        children += 1
+except OSError:
+    pass
+seen["processes"] = children < {_LIMITS.processes * 2}
+print(json.dumps(seen), flush=True)
+os._exit(0)
+"""
+_HOG = "x = b'x' * (256 << 20)"
+
+
+def probe(sandbox: Sandbox, interpreter: Path) -> Isolation:
+    """Run the probes and return what held. Raises SandboxUnavailable when the sandbox does not start."""
+    seen, group = _look(sandbox, interpreter), Cgroup.create(_LIMITS)
+    try:
+        memory, pids, cpu = (group.label(controller) for controller in ("memory", "pids", "cpu"))
+    finally:
+        group.remove()
+    notes = []
+    if memory and not _memory_is_bounded(sandbox, interpreter):
+        memory = None
+        notes.append("The memory cgroup did not stop a program that took more than its limit.")
+    if not memory:
+        notes.append("No memory cgroup: each process is bounded, and their total is watched every 50 ms.")
+    return Isolation(
+        backend=sandbox.name,
+        own_user=seen["own_user"],
+        no_network=seen["no_network"],
+        read_only_root=seen["read_only_root"],
+        own_pids=seen["own_pids"],
+        seccomp=seen["seccomp"],
+        memory=memory or "rlimit",
+        processes=(pids or "rlimit") if seen["processes"] else "none",
+        cpu=cpu or "rlimit",
+        notes=tuple(notes),
+    )
+
+
+def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
+        argv = (str(interpreter), "-I", "-S", "-c", _LOOK)
+        ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+    try:
+        seen = json.loads(ending.log.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise SandboxUnavailable(
+            f"The {sandbox.name} sandbox does not start here: {ending.log.strip()[-300:] or ending.error}.",
+            hint="User namespaces must be allowed (sysctl kernel.unprivileged_userns_clone=1, or "
+            "kernel.apparmor_restrict_unprivileged_userns=0), or run as root; in a container, run it with the "
+            "capability SYS_ADMIN and without its own seccomp profile.",
+        ) from None
+    assert isinstance(seen, dict)
+    return seen
+
+
+def _memory_is_bounded(sandbox: Sandbox, interpreter: Path) -> bool:
+    with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
+        argv = (str(interpreter), "-I", "-S", "-c", _HOG)
+        ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+    return ending.error is not None

@@ -1,0 +1,150 @@
+"""Executes one step in a sandbox."""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from executor import cgroup, toolchain, workspace
+from executor.collect import read_outputs, read_result
+from executor.sandbox import OUT, Command, Ending, Observers, Sandbox
+from executor.step_spec import StepOutput, StepSpec
+from executor.workspace import Workspace
+from schemas.catalog import entry, parse_options
+from schemas.errors import Cancelled, InvalidDocument, ModeliumError, NotFound, SandboxCrashed, ToolchainMissing
+from schemas.step_io import STEP_FILE, StepRequest, StepResult
+from schemas.step_run import Limits, Usage
+
+TOOLCHAIN_VARIABLE = "MODELIUM_TOOLCHAIN"
+_INPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def run(
+    spec: StepSpec,
+    *,
+    workspaces: Path,
+    sandbox: Sandbox,
+    on_progress: Callable[[float, str], None] | None = None,
+    on_log: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> StepOutput:
+    """Execute ``spec`` in a new folder below ``workspaces`` and return what came of it; close it after use.
+
+    A failing step is a result, ``result.ok`` False with its error. The callbacks are called in this thread;
+    ``should_stop`` about four times a second.
+
+    Raises:
+        SandboxUnavailable: The sandbox does not start on this machine.
+        ToolchainMissing: The interpreter or a library of the toolchain is absent.
+        Cancelled: ``should_stop`` said so; the sandbox is gone.
+        NotFound, InvalidDocument: The spec names a missing input, an unknown kind or wrong options.
+    """
+    _check(spec)
+    isolation = sandbox.isolation(spec.limits)
+    _sweep_once(workspaces)
+    folder = Workspace(workspaces)
+    try:
+        ending = _execute(spec, folder.path, sandbox, Observers(on_log, on_progress, should_stop))
+        if isinstance(ending.error, Cancelled):
+            raise ending.error
+        out = folder.path / OUT
+        result, outputs = _outcome(spec.request.kind, spec.limits, out, ending)
+    except BaseException:
+        folder.remove()
+        raise
+    usage = Usage(
+        wall_s=ending.wall_s,
+        cpu_s=ending.cpu_s,
+        peak_memory_bytes=ending.peak_memory_bytes,
+        import_s=result.import_s or None,
+        run_s=result.run_s or None,
+    )
+    return StepOutput(result, out, outputs, usage, isolation, ending.log, folder)
+
+
+def sweep(workspaces: Path) -> int:
+    """Remove the folders and control groups of owners that died; return how many. Safe beside running steps."""
+    return workspace.sweep(workspaces) + cgroup.sweep()
+
+
+_sweep_once = functools.cache(sweep)
+
+
+def _check(spec: StepSpec) -> None:
+    kind = entry(spec.request.kind)
+    parse_options(kind.kind, spec.request.options)
+    if spec.toolchain.name not in kind.toolchains:
+        raise InvalidDocument(
+            f"Step {kind.kind} does not run in the {spec.toolchain.name} toolchain.",
+            hint=f"It runs in: {', '.join(kind.toolchains)}.",
+            pointer="/toolchain",
+        )
+    for name, source in spec.inputs.items():
+        if not _INPUT_NAME.fullmatch(name):
+            raise InvalidDocument(f"{name!r} cannot name an input.", pointer="/inputs")
+        if not source.exists():
+            raise NotFound(f"Input {name} of step {kind.kind} is not there: {source}.", hint="Was it collected?")
+    lacking = toolchain.missing(spec.toolchain)
+    if lacking is not None:
+        raise ToolchainMissing(lacking)
+
+
+def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observers) -> Ending:
+    request = spec.request.model_copy(
+        update={"inputs": {name: f"in/{name}" for name in spec.inputs}, "memory_bytes": spec.limits.memory_bytes}
+    )
+    step_file = folder / STEP_FILE
+    step_file.write_text(request.model_dump_json())
+    step_file.chmod(0o644)
+    interpreter = spec.toolchain.interpreter
+    argv = (str(interpreter), "-P", "-s", "-m", "executor.child", str(sandbox.root(folder)))
+    environment = _environment(request, spec.toolchain.name)
+    return sandbox.execute(Command(argv, folder, interpreter, spec.limits, spec.inputs, environment), observers)
+
+
+def _environment(request: StepRequest, toolchain_name: str) -> dict[str, str]:
+    threads = str(request.threads)
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_OFFLINE": "1",
+        TOOLCHAIN_VARIABLE: toolchain_name,
+    }
+
+
+def _outcome(kind: str, limits: Limits, out: Path, ending: Ending) -> tuple[StepResult, dict[str, Path]]:
+    """Return the step's result and outputs, or a failed result that says what went wrong."""
+    try:
+        if ending.error is not None:
+            raise ending.error
+        if ending.exit_code != 0:
+            raise SandboxCrashed(f"The step's interpreter {_death(ending.exit_code)}.", hint=_last_line(ending.log))
+        result = read_result(out, kind, limits)
+        return result, read_outputs(out, result.outputs, limits)
+    except ModeliumError as error:
+        return StepResult(ok=False, error=error.document()), {}
+
+
+def _death(exit_code: int) -> str:
+    if exit_code > 128:
+        try:
+            return f"died of {signal.Signals(exit_code - 128).name}"
+        except ValueError:
+            pass
+    return f"ended with status {exit_code} and no result"
+
+
+def _last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return f"Its last words: {lines[-1][:300]}" if lines else "It wrote nothing to its log."

@@ -1,0 +1,74 @@
+"""What every sandbox takes and gives, whatever enforces it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from schemas.errors import ModeliumError
+from schemas.step_run import Isolation, Limits
+
+SANDBOX_UID = 65534
+OUT = "out"
+PROGRESS_VARIABLE = "MODELIUM_PROGRESS_FD"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One program to run in a sandbox, whose working folder shows ``step.json``, ``in/`` and ``out/``.
+
+    ``argv`` is as seen inside. ``workspace`` is the host folder with ``step.json`` and ``out/``; ``inputs`` are host
+    files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown.
+    """
+
+    argv: tuple[str, ...]
+    workspace: Path
+    interpreter: Path
+    limits: Limits
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who hears of a running sandbox. All are called in the thread that waits for it, and must be quick."""
+
+    on_log: Callable[[str], None] | None = None
+    on_progress: Callable[[float, str], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+
+NO_OBSERVERS = Observers()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a sandbox ended. Nothing of it runs any more.
+
+    ``exit_code`` is the program's, 128 + n when signal n ended it. ``error`` is set when the sandbox stopped it or
+    the kernel did for its sake (LimitExceeded, StorageFull, Cancelled); whatever it wrote is void then.
+    """
+
+    exit_code: int
+    error: ModeliumError | None
+    log: str
+    wall_s: float
+    cpu_s: float | None
+    peak_memory_bytes: int | None
+
+
+class Sandbox(Protocol):
+    """Runs one program at a time per call; calls may overlap."""
+
+    name: str
+
+    def root(self, workspace: Path) -> Path:
+        """Return the path of ``workspace`` as programs inside see it."""
+
+    def isolation(self, limits: Limits) -> Isolation:
+        """Return what is really enforced under ``limits``, found out by running it once in this process."""
+
+    def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
+        """Run ``command`` to its end and leave nothing behind but what it wrote to ``out/``."""

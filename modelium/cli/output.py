@@ -1,0 +1,84 @@
+"""What every command shares: the context, the JSON switch, and how an error is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+from pydantic import BaseModel
+
+from schemas.errors import ModeliumError, from_document
+from schemas.job import Job, JobState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from modelium.context import Context
+
+json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+_STATE_EXIT = {
+    JobState.DEPLOYED: 0,
+    JobState.UNCHANGED: 0,
+    JobState.QUARANTINED: 4,
+    JobState.NEEDS_INPUT: 5,
+    JobState.CANCELLED: 130,
+}
+_WORST_LAST = (0, 130, 5, 3, 4, 1)
+
+
+def open_context(ctx: click.Context, *, quiet: bool = True) -> Context:
+    """Return the context of the command; its logs go to standard error."""
+    from modelium import logs, settings
+    from modelium.context import Context
+
+    loaded = settings.load(home=ctx.find_root().obj)
+    logs.configure(loaded, quiet=quiet)
+    return Context(loaded)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return the console to print to."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document and nothing else."""
+    click.echo(json.dumps(_plain(document), indent=2))
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def exit_status(job: Job) -> int:
+    """Return the exit status a job's end stands for; 1 when the fault is ours."""
+    if job.state in _STATE_EXIT:
+        return _STATE_EXIT[job.state]
+    return 1 if job.error is not None and from_document(job.error).exit_code == 1 else 3
+
+
+def worst(statuses: list[int]) -> int:
+    """Return the worst of several exit statuses."""
+    return max(statuses, key=_WORST_LAST.index, default=0)
+
+
+def refuse(error: ModeliumError) -> int:
+    """Show why a command could not be carried out and return its exit status."""
+    if "--json" in sys.argv:
+        print_json({"error": error.document()})
+    click.echo(f"Error: {error.args[0]}", err=True)
+    if error.hint:
+        click.echo(f"       {error.hint}", err=True)
+    return error.exit_code

@@ -1,0 +1,55 @@
+"""Context: the settings, home, database and store that commands and workers share in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from modelium.db import Database
+from modelium.home import Home
+from modelium.settings import Settings
+
+if TYPE_CHECKING:
+    from executor.sandbox import Sandbox
+    from executor.toolchain import Toolchain
+    from ingestion.store import Store
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a process works with. Parts are made on first use; none is carried across a fork."""
+
+    settings: Settings
+
+    @cached_property
+    def home(self) -> Home:
+        """The home, with its folders made."""
+        return Home(self.settings.home).prepare()
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, migrated."""
+        database = Database(self.settings.database_url or f"sqlite:///{self.home.database}")
+        database.migrate()
+        return database
+
+    @cached_property
+    def store(self) -> Store:
+        """The artifact store."""
+        from ingestion.store import Store
+
+        return Store(self.home.artifacts)
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """The best sandbox of this machine. Raises SandboxUnavailable."""
+        from executor import find_sandbox
+
+        return find_sandbox(allow_none=self.settings.allow_no_isolation)
+
+    def toolchain(self, name: str) -> Toolchain:
+        """Return the toolchain of that name as the settings map it."""
+        from executor.toolchain import Toolchain
+
+        return Toolchain(name=name, interpreter=self.settings.interpreter(name))

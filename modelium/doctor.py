@@ -1,0 +1,125 @@
+"""Doctor: what this machine can do, found out by trying, each with how to mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from modelium import broker, supervisor
+from modelium.context import Context
+from schemas.errors import ModeliumError
+from schemas.step_run import Isolation
+
+TOOLCHAINS = ("onnx", "torch", "sklearn")
+LEAST_FREE_BYTES = 5 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: ``fail`` stops Modelium from working, ``warn`` takes something away."""
+
+    name: str
+    level: Literal["ok", "warn", "fail"]
+    found: str
+    mend: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def examine(context: Context) -> Iterator[Check]:
+    """Yield every check, as soon as it is done."""
+    yield _python()
+    yield _guarded("home", lambda: Check("home", "ok", str(context.home.root)))
+    for name in TOOLCHAINS:
+        yield _guarded(f"toolchain {name}", lambda name=name: _toolchain(context, name))  # type: ignore[misc]
+    yield _guarded("isolation", lambda: _isolation(context))
+    yield _guarded("broker", lambda: _broker(context))
+    yield _guarded("database", lambda: _database(context))
+    yield _gpu()
+    yield _guarded("disk", lambda: _disk(context))
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except ModeliumError as error:
+        return Check(name, "fail", str(error.args[0]), error.hint)
+
+
+def _python() -> Check:
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    return Check("python", "ok", found)
+
+
+def _toolchain(context: Context, name: str) -> Check:
+    from executor.toolchain import missing, versions
+
+    toolchain = context.toolchain(name)
+    label = f"toolchain {name}"
+    lacking = missing(toolchain)
+    if lacking:
+        return Check(label, "warn", f"not installed in {toolchain.interpreter}", lacking)
+    return Check(label, "ok", ", ".join(f"{k} {v}" for k, v in versions(toolchain).items()))
+
+
+def _isolation(context: Context) -> Check:
+    found: Isolation = context.sandbox.isolation(context.settings.limits())
+    held = [
+        f"memory by {found.memory}",
+        f"processes by {found.processes}",
+        f"CPU by {found.cpu}",
+        *(["no network"] if found.no_network else []),
+        *(["read-only root"] if found.read_only_root else []),
+        *(["own user"] if found.own_user else []),
+        *(["own processes"] if found.own_pids else []),
+        *(["seccomp"] if found.seccomp else []),
+    ]
+    whole = all((found.no_network, found.read_only_root, found.own_user, found.own_pids, found.seccomp))
+    notes = " ".join(found.notes)
+    return Check("isolation", "ok" if whole else "warn", f"{found.backend}: {', '.join(held)}", notes)
+
+
+def _broker(context: Context) -> Check:
+    if context.settings.broker_url:
+        import redis
+
+        try:
+            redis.Redis.from_url(context.settings.broker_url).ping()
+        except redis.RedisError as error:
+            return Check(
+                "broker", "fail", str(error), "Start Redis, or unset MODELIUM_BROKER_URL to use the embedded one."
+            )
+        return Check("broker", "ok", context.settings.broker_url.rsplit("@", 1)[-1])
+    running = "running" if supervisor.is_up(context) else "starts with `modelium up`"
+    return Check("broker", "ok", f"embedded, {broker.server_binary()}, {running}")
+
+
+def _database(context: Context) -> Check:
+    from modelium.db import HEAD
+
+    engine = context.database.engine
+    return Check("database", "ok", f"{engine.url.render_as_string(hide_password=True)}, revision {HEAD}")
+
+
+def _gpu() -> Check:
+    if shutil.which("nvidia-smi") is None:
+        return Check("gpu", "ok", "none; nothing here needs one")
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return Check("gpu", "ok" if done.returncode == 0 else "warn", (done.stdout or done.stderr).strip()[:200])
+
+
+def _disk(context: Context) -> Check:
+    free = shutil.disk_usage(context.home.root).free
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{free / 1e9:.1f} GB free, {memory / 1e9:.1f} GB of memory, {len(os.sched_getaffinity(0))} cores"
+    if free < LEAST_FREE_BYTES:
+        return Check("disk", "warn", found, "`modelium gc` frees what finished jobs left.")
+    return Check("disk", "ok", found)

@@ -1,0 +1,98 @@
+"""Follow jobs to their ends; run their stages here when no ``modelium up`` does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from modelium import db, jobs, outbox, supervisor, tasks
+from modelium.context import Context
+from schemas.job import ENDS, JobState
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Update:
+    """Where a job is now. ``fraction`` in 0..1 is the present step's, None when it tells none."""
+
+    job_id: str
+    name: str
+    state: JobState
+    step: str | None = None
+    fraction: float | None = None
+    message: str = ""
+
+
+def look(context: Context, job_ids: Iterable[str] | None = None) -> list[Update]:
+    """Return where jobs are, oldest first; all of them when ``job_ids`` is None."""
+    query = (
+        select(db.jobs, db.progress.c.step, db.progress.c.fraction, db.progress.c.message)
+        .select_from(db.jobs.outerjoin(db.progress))
+        .order_by(db.jobs.c.created_at)
+    )
+    if job_ids is not None:
+        query = query.where(db.jobs.c.id.in_(list(job_ids)))
+    with context.database.read() as connection:
+        rows = connection.execute(query).all()
+    return [
+        Update(
+            job_id=row.id,
+            name=row.name or row.label,
+            state=JobState(row.state),
+            step=row.step,
+            fraction=row.fraction,
+            message=(row.reason if JobState(row.state) in ENDS else row.message) or "",
+        )
+        for row in rows
+    ]
+
+
+def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update], None]) -> None:
+    """Follow jobs until each has ended; an interrupt cancels those that have not and waits for that."""
+    stop = threading.Event()
+    driver = threading.Thread(target=_drive, args=(context, list(job_ids), stop), name="driver", daemon=True)
+    driver.start()
+    seen: dict[str, Update] = {}
+
+    def watch() -> None:
+        while True:
+            alive = driver.is_alive()
+            updates = look(context, job_ids)
+            for update in updates:
+                if seen.get(update.job_id) != update:
+                    seen[update.job_id] = update
+                    show(update)
+            if all(update.state in ENDS for update in updates) or not alive:
+                return
+            time.sleep(POLL_S)
+
+    try:
+        watch()
+    except KeyboardInterrupt:
+        for update in look(context, job_ids):
+            if update.state not in ENDS:
+                jobs.cancel(context.database, update.job_id)
+        watch()
+    finally:
+        stop.set()
+        driver.join(timeout=context.settings.lease_s)
+
+
+def _drive(context: Context, job_ids: list[str], stop: threading.Event) -> None:
+    """Run the jobs' stages one after the other, with the same claims as any worker."""
+    for job_id in job_ids:
+        while not stop.is_set():
+            state = jobs.find(context.database, job_id).state
+            if state in ENDS:
+                break
+            if supervisor.is_up(context):
+                stop.wait(POLL_S)
+                continue
+            outbox.discard(context.database, job_id)
+            if tasks.run_stage(context, job_id, jobs.STAGE_OF_STATE[state]) is None:
+                stop.wait(POLL_S)  # somebody else holds it, or its holder has just died

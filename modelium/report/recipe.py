@@ -1,0 +1,86 @@
+"""Recipe: how to run one recorded step again by hand, outside Modelium."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from schemas.account import JobAccount
+from schemas.catalog import CATALOG
+from schemas.step_run import StepRun
+
+_MOST_BYTES = 24_000
+"""A step file longer than this is shown without its descriptor, which stands in report.json."""
+
+FIND_STORED = """# where an artifact of this job is kept, by sha256
+stored() {
+  python -P -c 'import sys
+from pathlib import Path
+from ingestion.store import Store
+print(Store(Path(sys.argv[1])).path(sys.argv[2]))' "${MODELIUM_HOME:-$HOME/.modelium}/artifacts" "$1"
+}"""
+"""A shell function that the scripts use; it needs no knowledge of the store's layout."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One step, and the script that lays out its workspace, ``step.json`` included, and runs it."""
+
+    run: StepRun
+    summary: str
+    commands: str
+    shortened: bool
+
+
+def write_down(account: JobAccount) -> tuple[Recipe, ...]:
+    """Return the recipes of all recorded steps of the newest attempt, in the order they ran."""
+    return tuple(_recipe(account, run) for run in account.steps if run.attempt == account.job.attempt)
+
+
+def _recipe(account: JobAccount, run: StepRun) -> Recipe:
+    request: dict[str, object] = {
+        "schema_version": 1,
+        "kind": run.kind,
+        "options": run.options,
+        "inputs": {name: f"in/{name}" for name in run.inputs},
+        "artifact_sha256": account.job.artifact_sha256,
+        "seed": 0,
+    }
+    if account.machine:
+        request["threads"] = account.machine.threads
+    if account.sidecar:
+        request["sidecar"] = account.sidecar.model_dump(mode="json", exclude_none=True)
+    request["target"] = account.job.target.model_dump(mode="json")
+    shortened = False
+    if account.descriptor and run.kind != "analyze":
+        descriptor = account.descriptor.model_dump(mode="json", exclude_defaults=True)
+        if len(json.dumps(descriptor)) > _MOST_BYTES:
+            shortened = True
+        else:
+            request["descriptor"] = descriptor
+    entry = CATALOG.get(run.kind)
+    step_json = json.dumps(request, indent=2)
+    return Recipe(
+        run=run,
+        summary=entry.summary if entry else "",
+        commands=_commands(run, shortened, step_json),
+        shortened=shortened,
+    )
+
+
+def _commands(run: StepRun, shortened: bool, step_json: str) -> str:
+    """Return a shell script that lays out the workspace and runs the step; texts of a model stay inside quotes."""
+    workspace = shlex.quote(f"step-{run.id}")
+    lines = [f"mkdir -p {workspace}/in {workspace}/out"]
+    lines += [
+        f'cp -rL "$(stored {shlex.quote(sha256)})" {workspace}/in/{shlex.quote(name)}'
+        for name, sha256 in run.inputs.items()
+    ]
+    # JSON has no raw line feed inside a text, so no text of a model can end the here-document.
+    lines += [f"cat > {workspace}/step.json <<'END'", step_json, "END"]
+    if shortened:
+        path = f"{workspace}/step.json"
+        lines.append(f"jq '.descriptor = input.descriptor' {path} report.json > step.tmp && mv step.tmp {path}")
+    lines.append(f"(cd {workspace} && python -P -m executor.child .)")
+    return "\n".join(lines)

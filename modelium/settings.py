@@ -1,0 +1,143 @@
+"""Every setting, in one place; the one reader of the environment.
+
+A setting is read from ``MODELIUM_<NAME>``; unknown ``MODELIUM_*`` variables are refused, because a misspelt setting
+that does nothing is worse than an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from schemas.errors import UsageError
+from schemas.step_run import Limits
+
+PREFIX = "MODELIUM_"
+NOT_SETTINGS = frozenset({"MODELIUM_TRITON_DIR"})
+"""Variables with our prefix that belong to the tests."""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; the description is its documentation (``docs/settings.md`` repeats it)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default=Path("~/.modelium"), description="The folder everything lives in; the --home option wins over it"
+    )
+    database_url: str = Field(
+        default="", description="SQLAlchemy URL, for example postgresql+psycopg2://...; empty: SQLite inside the home"
+    )
+    broker_url: str = Field(
+        default="", description="Redis URL; empty: a Redis server of its own on a socket, ending with `modelium up`"
+    )
+    workers: int = Field(default=2, ge=1, le=64, description="Steps that may run at once (measuring is always alone)")
+    threads: int = Field(
+        default_factory=_cores,
+        ge=1,
+        le=512,
+        description="Threads a step may use; every contender is timed with as many",
+    )
+    toolchains: dict[str, Path] = Field(
+        default_factory=dict,
+        description="Toolchain name to Python interpreter, as JSON; those not named use this interpreter",
+    )
+    allow_no_isolation: bool = Field(
+        default=False, description="Run steps without any sandbox when none can be had; never on files you did not make"
+    )
+    allowed_pickle_globals: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Comma-separated module.name globals allowed in pickles beside the built-in list"
+    )
+    step_memory_bytes: int = Field(default=8 << 30, ge=256 << 20, description="Memory one step may use")
+    step_timeout_s: float = Field(default=900, gt=0, description="Seconds one step may run")
+    step_processes: int = Field(default=512, ge=16, description="Processes and threads one step may have")
+    step_workspace_bytes: int = Field(default=20 << 30, ge=1 << 20, description="Bytes one step may write")
+    measure_rounds: int = Field(
+        default=15, ge=3, le=200, description="Rounds of timing; every contender has a turn in each"
+    )
+    measure_budget_s: float = Field(
+        default=60, gt=0, le=3600, description="Seconds of timing after which rounds stop early"
+    )
+    lease_s: float = Field(default=15, gt=0.5, description="A worker silent for so long has lost its job to another")
+    max_deliveries: int = Field(
+        default=3, ge=1, le=20, description="Workers that may die over one stage of a job before the job fails"
+    )
+    settle_s: float = Field(
+        default=2, ge=0, description="A file whose end of writing was not seen is complete after it"
+    )
+    folder_quiet_s: float = Field(default=5, ge=0, description="A folder is complete after so many quiet seconds")
+    rescan_s: float = Field(default=60, gt=0, description="Seconds between full scans of the watched folder")
+    keep_versions: int = Field(default=2, ge=1, le=100, description="Versions of a deployment kept in the repository")
+    triton_url: str = Field(default="", description="A Triton that serves the repository, for health; empty: unknown")
+    storage_uri: str = Field(
+        default="pvc://modelium-models", description="Where a cluster finds the model repository, for KServe manifests"
+    )
+    namespace: str = Field(default="default", description="Kubernetes namespace of the manifests")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+    log_format: Literal["text", "json"] = Field(default="text", description="One line a record, for people or machines")
+
+    @field_validator("allowed_pickle_globals", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    def limits(self) -> Limits:
+        """Return the limits of an ordinary step."""
+        return Limits(
+            memory_bytes=self.step_memory_bytes,
+            cpus=float(self.threads),
+            processes=self.step_processes,
+            timeout_s=self.step_timeout_s,
+            workspace_bytes=self.step_workspace_bytes,
+        )
+
+    def interpreter(self, toolchain: str) -> Path:
+        """Return the interpreter of ``toolchain``."""
+        return self.toolchains.get(toolchain, Path(sys.executable))
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make a child process read these same settings."""
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
+        changed = {n: v for n, v in self.model_dump(mode="json").items() if getattr(self, n) != defaults[n]}
+        changed["home"] = str(self.home)
+        return {f"{PREFIX}{name.upper()}": _as_variable(name, value) for name, value in changed.items()}
+
+
+def _as_variable(name: str, value: object) -> str:
+    import json
+
+    if name == "allowed_pickle_globals" and isinstance(value, list):
+        return ",".join(value)
+    return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Return the settings of this process. Raises UsageError for an unknown variable or a bad value."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | NOT_SETTINGS
+    variables = os.environ if environ is None else environ
+    for variable in sorted(v for v in variables if v.startswith(PREFIX) and v not in known):
+        near = difflib.get_close_matches(variable, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "`modelium doctor` lists every setting."
+        raise UsageError(f"There is no setting {variable}.", hint=hint)
+    try:
+        return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "the settings"
+        raise UsageError(f"{name} is not valid: {first['msg']}.", hint="docs/settings.md describes each.") from None

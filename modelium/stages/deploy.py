@@ -1,0 +1,30 @@
+"""Deploy: publish the winner as the next version of its name, with its manifest, and look at its health."""
+
+from __future__ import annotations
+
+from modelium import deployments
+from modelium.stages.next_state import Next
+from modelium.work import Work
+from schemas.account import CandidateAccount
+from schemas.evidence import Verdict
+from schemas.job import JobState
+
+
+def deploy(work: Work) -> Next:
+    """Return ``deployed``, or ``unchanged`` when the original itself is what is served best."""
+    verdict = Verdict.model_validate(work.document("verdict"))
+    accounts = {a.id: a for a in (CandidateAccount.model_validate(d) for d in work.document("candidates"))}
+    assert verdict.winner is not None
+    winner = accounts[verdict.winner]
+    assert winner.parity is not None and winner.model_sha256 is not None and work.claim.job.name is not None
+    work.note("deploy", 0.0, f"publishing {work.claim.job.name}")
+    deployments.publish(
+        work.context,
+        job=work.claim.job,
+        contender=winner.id,
+        model_sha256=winner.model_sha256,
+        parity=winner.parity,
+        descriptor=work.descriptor(),
+    )
+    state = JobState.UNCHANGED if verdict.unchanged else JobState.DEPLOYED
+    return Next(state, reason=verdict.reason if verdict.unchanged else None)

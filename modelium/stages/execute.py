@@ -1,0 +1,109 @@
+"""Execute: reference outputs first, then every candidate's chain of steps, then parity."""
+
+from __future__ import annotations
+
+import logging
+
+from modelium.arrivals import end_state
+from modelium.stages.analyze import model_inputs
+from modelium.stages.next_state import Next
+from modelium.work import Work, failure
+from schemas.account import CandidateAccount
+from schemas.catalog import TOOLCHAIN_OF_FORMAT
+from schemas.descriptor import ModelDescriptor
+from schemas.errors import ErrorDocument
+from schemas.evidence import ParityReport, ReferenceReport
+from schemas.job import JobState
+from schemas.plan import Candidate, ConversionPlan, Step
+from schemas.step_run import StepRun, StepRunState
+
+log = logging.getLogger(__name__)
+
+
+def execute(work: Work) -> Next:
+    """Return ``measuring`` with the candidates that passed parity, or ``failed`` when none may be served."""
+    descriptor = work.descriptor()
+    plan = ConversionPlan.model_validate(work.document("plan"))
+    # The original's answers are computed before any exporter has touched it.
+    run = work.step(
+        "reference", model_inputs(work), toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format], descriptor=descriptor
+    )
+    if run.state is not StepRunState.SUCCEEDED:
+        error = failure(run)
+        return Next(end_state(error), reason=error.message, error=error)
+    work.keep("reference", ReferenceReport.model_validate(run.report))
+    reference = run.outputs["reference"]
+    accounts: dict[str, CandidateAccount] = {
+        candidate.id: CandidateAccount(id=candidate.id, precision=candidate.precision, state="pending")
+        for candidate in plan.candidates
+    }
+    for candidate in plan.candidates:
+        account = _convert(work, candidate, descriptor, reference, accounts[candidate.id])
+        if account.state == "converted":
+            account = _prove(work, candidate, descriptor, reference, account)
+        accounts[candidate.id] = account
+        work.keep("candidates", [a.model_dump(mode="json") for a in accounts.values()])
+    keep = {
+        "candidates": [a.model_dump(mode="json") for a in accounts.values()],
+        "inputs": {"reference": reference},
+    }
+    if any(account.state == "passed" for account in accounts.values()):
+        return Next(JobState.MEASURING, keep=keep)
+    first = next(iter(accounts.values()))
+    error = ErrorDocument(
+        code="conversion_failed",
+        message=f"No candidate could be proven; {first.id}: {first.reason}"[:2000],
+        hint=f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
+    )
+    return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
+
+
+def _convert(
+    work: Work, candidate: Candidate, descriptor: ModelDescriptor, reference: str, account: CandidateAccount
+) -> CandidateAccount:
+    """Run the chain; each step's output model is the next one's input."""
+    model = work.claim.job.artifact_sha256
+    ids: list[str] = []
+    for step in candidate.steps:
+        inputs = {**model_inputs(work), "model": model, "reference": reference}
+        for attempt in (step, *step.fallbacks):
+            run = _run(work, attempt, inputs, descriptor, candidate.id)
+            ids.append(run.id)
+            if run.state is StepRunState.SUCCEEDED:
+                break
+            log.info("%s: %s failed: %s", candidate.id, attempt.kind, failure(run).message)
+        if run.state is not StepRunState.SUCCEEDED:
+            reason = f"{run.kind}: {failure(run).message}"
+            return account.model_copy(update={"state": "failed", "reason": reason, "steps": tuple(ids)})
+        model = run.outputs["model"]
+    size_bytes = work.context.store.artifact(model).size_bytes
+    return account.model_copy(
+        update={"state": "converted", "model_sha256": model, "steps": tuple(ids), "size_bytes": size_bytes}
+    )
+
+
+def _run(work: Work, step: Step, inputs: dict[str, str], descriptor: ModelDescriptor, contender: str) -> StepRun:
+    return work.step(
+        step.kind, inputs, toolchain=step.toolchain, options=step.options, contender=contender, descriptor=descriptor
+    )
+
+
+def _prove(
+    work: Work, candidate: Candidate, descriptor: ModelDescriptor, reference: str, account: CandidateAccount
+) -> CandidateAccount:
+    assert account.model_sha256 is not None
+    run = work.step(
+        "parity",
+        {"model": account.model_sha256, "reference": reference},
+        toolchain="onnx",
+        options={"precision": candidate.precision.value},
+        contender=candidate.id,
+        descriptor=descriptor,
+        with_target=True,
+    )
+    steps = (*account.steps, run.id)
+    if run.state is not StepRunState.SUCCEEDED:
+        return account.model_copy(update={"state": "failed", "reason": failure(run).message, "steps": steps})
+    parity = ParityReport.model_validate(run.report)
+    state = "passed" if parity.passed else "failed"
+    return account.model_copy(update={"state": state, "reason": parity.reason, "steps": steps, "parity": parity})

@@ -1,0 +1,86 @@
+"""Measure: time the original and every proven candidate in turn, alone on the machine, and let the verdict decide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelium.stages.analyze import model_inputs
+from modelium.stages.next_state import Next
+from modelium.work import Work, failure
+from schemas.account import CandidateAccount
+from schemas.catalog import TOOLCHAIN_OF_FORMAT
+from schemas.errors import ErrorDocument
+from schemas.evidence import MeasureReport, Verdict
+from schemas.job import JobState
+from schemas.plan import ORIGINAL
+from schemas.step_run import StepRunState
+from schemas.target import Precision
+
+if TYPE_CHECKING:
+    from validator.contender import Contender
+
+
+def measure(work: Work) -> Next:
+    """Return ``deploying`` with the winner, or ``failed`` when nothing may be published."""
+    from validator.contender import Contender
+    from validator.verdict import decide
+
+    descriptor, job, settings = work.descriptor(), work.claim.job, work.context.settings
+    accounts = [CandidateAccount.model_validate(a) for a in work.document("candidates")]
+    passed = [account for account in accounts if account.state == "passed"]
+    inputs = {**model_inputs(work), "reference": work.document("inputs")["reference"]}
+    for account in passed:
+        if account.id != ORIGINAL:
+            assert account.model_sha256 is not None
+            inputs[f"candidate.{account.id}"] = account.model_sha256
+    run = work.step(
+        "measure",
+        inputs,
+        toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format],
+        options={
+            "batch_sizes": job.target.batch_sizes,
+            "rounds": settings.measure_rounds,
+            "budget_s": settings.measure_budget_s,
+        },
+        descriptor=descriptor,
+        exclusive=True,
+        reuse=False,  # evidence from another run never decides
+    )
+    if run.state is not StepRunState.SUCCEEDED:
+        error = failure(run)
+        return Next(JobState.FAILED, reason=error.message, error=error)
+    report = MeasureReport.model_validate(run.report)
+    contenders = [
+        Contender(
+            id=account.id,
+            precision=account.precision,
+            steps=len(account.steps),
+            size_bytes=account.size_bytes or 0,
+            parity=account.parity,
+            measurements=tuple(m for m in report.measurements if m.contender == account.id),
+            failure=account.reason if account.state != "passed" else report.failures.get(account.id),
+        )
+        for account in accounts
+    ]
+    if not any(account.id == ORIGINAL for account in accounts):
+        contenders.insert(0, _baseline(work, report))
+    verdict: Verdict = decide(job.target, descriptor.format, contenders)
+    keep = {"measure": report, "verdict": verdict}
+    if verdict.winner is None:
+        error = ErrorDocument(code="conversion_failed", message=f"Nothing may be published: {verdict.reason}")
+        return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
+    return Next(JobState.DEPLOYING, keep=keep)
+
+
+def _baseline(work: Work, report: MeasureReport) -> Contender:
+    from validator.contender import Contender
+
+    return Contender(
+        id=ORIGINAL,
+        precision=Precision.FP32,
+        steps=0,
+        size_bytes=work.context.store.artifact(work.claim.job.artifact_sha256).size_bytes,
+        parity=None,
+        measurements=tuple(m for m in report.measurements if m.contender == ORIGINAL),
+        failure=report.failures.get(ORIGINAL),
+    )

@@ -1,0 +1,66 @@
+"""Submit: store what arrived and record it; the one way in, for the watcher and the command line alike."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelium import arrivals, jobs
+from modelium.context import Context
+from schemas.job import ENDS, JobState
+from schemas.target import TargetProfile
+
+if TYPE_CHECKING:
+    from ingestion.arrival import Arrival
+
+log = logging.getLogger(__name__)
+
+
+def submit(context: Context, arrival: Arrival, *, source: str) -> arrivals.Arrived:
+    """Store and record one arrival.
+
+    A drop that can never be stored (a link, a strange name) makes a job too: it has ended, and its reason says why.
+
+    Raises:
+        StorageFull, StillChanging: The drop stays where it is; report it again later.
+        NotFound: It is gone.
+    """
+    from ingestion import receive
+    from ingestion.room import check_room
+
+    home = context.home
+    check_room(arrival.size_bytes, home.artifacts, home.workspaces, home.repository)
+    received = receive(arrival, context.store, source=source)
+    arrived = arrivals.record(
+        context.database,
+        received.event,
+        received.artifact,
+        label=received.name,
+        target=(received.sidecar.target if received.sidecar else None) or TargetProfile(),
+        sidecar=received.sidecar,
+        sidecar_artifact=received.sidecar_artifact,
+        error=received.error,
+    )
+    job = jobs.find(context.database, arrived.job_id)
+    log.info("%s %s", "received" if arrived.new else "known already:", arrival.uri, extra={"job": job.id})
+    if arrived.new and job.state in ENDS:
+        from modelium.tasks import write_report
+
+        log.info("-> %s: %s", job.state.value, job.reason, extra={"job": job.id})
+        write_report(context, job.id)
+    return arrived
+
+
+def submit_path(context: Context, path: Path) -> list[str]:
+    """Record every model at ``path`` and return its jobs' ids, with a fresh attempt at those that had ended badly."""
+    from ingestion.drops import drops
+
+    ids = []
+    for arrival in drops(path):
+        arrived = submit(context, arrival, source="cli")
+        state = jobs.find(context.database, arrived.job_id).state
+        if not arrived.new and state in ENDS - {JobState.DEPLOYED, JobState.UNCHANGED}:
+            jobs.retry(context.database, arrived.job_id)
+        ids.append(arrived.job_id)
+    return ids

@@ -1,0 +1,230 @@
+"""Work: one claimed stage of one job, kept alive by a heartbeat, able to run steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from modelium import db, jobs, machine_lease, step_cache, step_runs
+from modelium.context import Context
+from schemas import catalog
+from schemas.descriptor import ModelDescriptor
+from schemas.errors import Cancelled, ErrorDocument
+from schemas.step_io import StepRequest
+from schemas.step_run import Limits, StepRun, StepRunState
+
+if TYPE_CHECKING:
+    from executor import StepOutput, StepSpec
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 0.4
+SEED = 20_240_229
+"""Seeds every random input, so that a step run twice gives the same bytes."""
+
+
+@dataclass
+class Work:
+    """One claimed stage. ``stopping`` is set when cancelling was asked for or the lease was lost."""
+
+    context: Context
+    claim: jobs.Claim
+    stopping: threading.Event = field(default_factory=threading.Event)
+    lost: bool = False
+    _noted: float = 0.0
+
+    def descriptor(self) -> ModelDescriptor:
+        """Return the job's descriptor as the analysis left it."""
+        return ModelDescriptor.model_validate(self.document("descriptor"))
+
+    def document(self, kind: str) -> Any:
+        """Return the JSON of one of the job's documents."""
+        return jobs.load_document(self.context.database, self.claim.job.id, kind)
+
+    def keep(self, kind: str, document: Any) -> None:
+        """Keep a document in mid-stage, so that a person who looks sees it."""
+        self.check()
+        with self.context.database.write() as connection:
+            jobs.store_document(connection, self.claim.job.id, self.claim.job.attempt, kind, document)
+
+    def check(self) -> None:
+        """Raise Cancelled or LeaseLost when this stage should stop."""
+        if self.lost:
+            raise jobs.LeaseLost(self.claim.job.id)
+        if self.stopping.is_set():
+            raise Cancelled("Cancelled by a person.")
+
+    def note(self, step: str, fraction: float, message: str) -> None:
+        """Keep progress for whoever follows; at most a few times a second."""
+        moment = time.monotonic()
+        if moment - self._noted < PROGRESS_S and 0 < fraction < 1:
+            return
+        self._noted = moment
+        step_runs.note_progress(self.context.database, self.claim.job.id, step, fraction, message)
+
+    def step(
+        self,
+        kind: str,
+        inputs: Mapping[str, str],
+        *,
+        toolchain: str,
+        options: Mapping[str, Any] | None = None,
+        contender: str | None = None,
+        descriptor: ModelDescriptor | None = None,
+        exclusive: bool = False,
+        reuse: bool = True,
+        with_target: bool = False,
+        limits: Limits | None = None,
+    ) -> StepRun:
+        """Run one catalogued step in the sandbox, or reuse what it gave before; return its record.
+
+        Args:
+            inputs: Input name to the sha256 of a stored artifact.
+            exclusive: Have the machine alone, as measuring must.
+            reuse: Look in the cache first.
+            with_target: Hand the target to the step; it then is part of the cache key.
+
+        A failing step is a record with state FAILED, not an exception. Raises Cancelled, LeaseLost, SandboxUnavailable
+        and ToolchainMissing.
+        """
+        from executor import StepSpec
+        from executor.toolchain import versions
+
+        self.check()
+        context, job = self.context, self.claim.job
+        typed = catalog.parse_options(kind, dict(options or {}))
+        bounds = limits or context.settings.limits()
+        request = StepRequest(
+            kind=kind,
+            options=typed.model_dump(mode="json"),
+            inputs={name: f"in/{name}" for name in inputs},
+            artifact_sha256=job.artifact_sha256,
+            seed=SEED,
+            threads=context.settings.threads,
+            memory_bytes=bounds.memory_bytes,
+            descriptor=descriptor,
+            sidecar=self.claim.sidecar,
+            target=job.target if with_target else None,
+        )
+        tools = context.toolchain(toolchain)
+        isolation = context.sandbox.isolation(bounds)
+        trust = isolation.backend
+        key = step_cache.cache_key(request, inputs, versions(tools), trust)
+        run = StepRun(
+            id=uuid4().hex,
+            job_id=job.id,
+            attempt=job.attempt,
+            contender=contender,
+            kind=kind,
+            toolchain=toolchain,
+            options=request.options,
+            state=StepRunState.RUNNING,
+            cache_key=key,
+            inputs=dict(inputs),
+            limits=bounds,
+            started_at=db.now(),
+        )
+        paths = {name: context.store.path(sha256) for name, sha256 in inputs.items()}
+        spec = StepSpec(request=request, inputs=paths, toolchain=tools, limits=bounds)
+        # One at a time for a key: of two equal drops the second waits here and then finds the first one's outputs.
+        with machine_lease.locked(context.home.runtime / f"step-{key[:32]}.lock", should_stop=self.stopping.is_set):
+            if reuse and (found := self._reusable(key)) is not None:
+                run = found.model_copy(
+                    update={
+                        "id": run.id,
+                        "job_id": run.job_id,
+                        "attempt": run.attempt,
+                        "contender": contender,
+                        "cached_from": found.cached_from or found.id,
+                        "started_at": run.started_at,
+                        "ended_at": db.now(),
+                    }
+                )
+                step_runs.save(context.database, run)
+                log.info("step %s reused", kind, extra={"job": job.id, "step": run.id})
+                return run
+            with machine_lease.hold(exclusive=exclusive, should_stop=self.stopping.is_set):
+                self.check()
+                step_runs.save(context.database, run)
+                return self._execute(spec, run)
+
+    def _reusable(self, key: str) -> StepRun | None:
+        found = step_cache.find(self.context.database, key)
+        if found is not None and all(self.context.store.has(sha256) for sha256 in found.outputs.values()):
+            return found
+        return None
+
+    def _execute(self, spec: StepSpec, run: StepRun) -> StepRun:
+        import executor
+
+        context, kind = self.context, run.kind
+        self.note(kind, 0.0, "starting")
+        extra = {"job": run.job_id, "step": run.id}
+        log.info("step %s started%s", kind, f" for {run.contender}" if run.contender else "", extra=extra)
+        ended: dict[str, Any] = {"state": StepRunState.CANCELLED}
+        try:
+            with executor.run(
+                spec,
+                workspaces=context.home.workspaces,
+                sandbox=context.sandbox,
+                on_progress=lambda fraction, message: self.note(kind, fraction, message),
+                should_stop=self.stopping.is_set,
+            ) as output:
+                ended = self._collect(output)
+        finally:
+            if not self.lost:
+                run = run.model_copy(update={**ended, "ended_at": db.now()})
+                step_runs.save(context.database, run)
+        log.info("step %s %s", kind, run.state.value, extra=extra)
+        self.check()
+        return run
+
+    def _collect(self, output: StepOutput) -> dict[str, Any]:
+        result = output.result
+        stored = {name: self.context.store.put(path) for name, path in output.outputs.items()} if result.ok else {}
+        with self.context.database.write() as connection:
+            for artifact in stored.values():
+                db.keep_artifact(connection, artifact)
+        return {
+            "state": StepRunState.SUCCEEDED if result.ok else StepRunState.FAILED,
+            "outputs": {name: artifact.sha256 for name, artifact in stored.items()},
+            "report": result.report,
+            "error": result.error,
+            "versions": result.versions,
+            "isolation": output.isolation,
+            "usage": output.usage,
+            "log": output.log,
+        }
+
+
+def keep_alive(work: Work, lease_s: float) -> Callable[[], None]:
+    """Start the heartbeat of a claim in a thread; return the function that ends it."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(lease_s / 4):
+            try:
+                if jobs.heartbeat(work.context.database, work.claim.job.id, work.claim.owner, lease_s):
+                    work.stopping.set()
+            except jobs.LeaseLost:
+                work.lost = True
+                work.stopping.set()
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        ended.set()
+        thread.join(timeout=5)
+
+    return stop
+
+
+def failure(run: StepRun) -> ErrorDocument:
+    """Return why a run failed; never None for a run that did."""
+    return run.error or ErrorDocument(code="internal", message=f"Step {run.kind} ended without saying why.")

@@ -1,0 +1,84 @@
+"""The first step of every chain that does not start from ONNX: the export, with its fallbacks in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.words import number_in_words
+from schemas.catalog import CATALOG, DYNAMO_OPSET, TRACED_OPSET
+from schemas.descriptor import Format, ModelDescriptor
+from schemas.plan import Step
+
+_TRACED: dict[str, Any] = {"exporter": "torchscript", "opset": TRACED_OPSET}
+_DYNAMO: dict[str, Any] = {"exporter": "dynamo", "opset": DYNAMO_OPSET}
+
+
+def export_step(descriptor: ModelDescriptor) -> Step | None:
+    """Return the step that turns the descriptor's format into ONNX; None when nothing in the catalogue does."""
+    match descriptor.format:
+        case Format.TORCHSCRIPT:
+            return _step(
+                "torchscript_onnx",
+                _TRACED,
+                f"TorchScript is a recorded graph{_size(descriptor)}; only the TorchScript exporter reads it.",
+            )
+        case Format.EXPORTED_PROGRAM:
+            return _step(
+                "exported_program_onnx",
+                _DYNAMO,
+                f"An ExportedProgram is what the torch.export-based exporter starts from{_size(descriptor)}, "
+                "dynamic axes included.",
+                _step(
+                    "exported_program_onnx",
+                    _TRACED,
+                    "If an operator has no translation there: trace the program's module instead.",
+                ),
+            )
+        case Format.HUGGINGFACE:
+            return _step(
+                "huggingface_onnx",
+                {**_TRACED, "attention": "sdpa"},
+                f"Traces {_name(descriptor, 'the model')}{_size(descriptor)} with fused attention; tracing is "
+                "about three times as quick as torch.export.",
+                _step(
+                    "huggingface_onnx",
+                    {**_TRACED, "attention": "eager"},
+                    "If fused attention cannot be traced: attention written out as matrix products.",
+                ),
+                _step(
+                    "huggingface_onnx",
+                    {**_DYNAMO, "attention": "eager"},
+                    "If tracing fails altogether: torch.export, slower but it follows Python that tracing cannot.",
+                ),
+            )
+        case Format.TORCH_STATE_DICT | Format.SAFETENSORS:
+            return _step(
+                "module_onnx",
+                _TRACED,
+                f"Builds the class that the sidecar names, loads the weights{_size(descriptor)} and traces it.",
+                _step("module_onnx", _DYNAMO, "If tracing fails: torch.export, which follows Python control flow."),
+            )
+        case Format.SKLEARN:
+            return _step(
+                "sklearn_onnx",
+                {"opset": TRACED_OPSET},
+                f"skl2onnx writes {_name(descriptor, 'the estimator')} operator by operator; its pickle is read "
+                "in the sandbox only, and never needed again to serve.",
+            )
+        case _:
+            return None
+
+
+def _step(kind: str, options: dict[str, Any], reason: str, *fallbacks: Step) -> Step:
+    return Step(
+        kind=kind, toolchain=CATALOG[kind].toolchains[0], options=options, reason=reason[:500], fallbacks=fallbacks
+    )
+
+
+def _size(descriptor: ModelDescriptor) -> str:
+    return f" ({number_in_words(descriptor.parameter_count)} parameters)" if descriptor.parameter_count else ""
+
+
+def _name(descriptor: ModelDescriptor, otherwise: str) -> str:
+    # A model file may carry any text as its name; one line of it is enough for a sentence.
+    return " ".join((descriptor.architecture or otherwise).split())[:80] or otherwise

@@ -1,0 +1,91 @@
+"""What the descriptor says about where a model's work lies: matrices, convolutions, trees."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from schemas.descriptor import Format, ModelDescriptor
+from schemas.target import Precision
+
+INT8_LEAST_BYTES = 256 << 10
+"""Least weight bytes for which int8 is tried: below it the whole model fits a core's cache, and what is saved in
+reading weights is lost again in quantising the activations of every call."""
+
+_MATRIX = re.compile(r"^(matmul|gemm|linear|addmm|mm|bmm|baddbmm|attention|lstm|gru)")
+_CONVOLUTION = re.compile(r"^(conv|mkldnn_conv|thnn_conv|_convolution|cudnn_convolution)")
+_QUANTISED = re.compile(r"^(qlinear|matmulinteger|convinteger|dynamicquantize|dequantizelinear|quantizelinear)")
+_CONVOLUTIONAL_ARCHITECTURE = re.compile(r"resnet|convnext|mobilenet|efficientnet|regnet|densenet|unet|yolo|vgg", re.I)
+_TREES = re.compile(
+    r"RandomForest|ExtraTree|DecisionTree|GradientBoosting|IsolationForest|AdaBoost|TreeEnsemble|XGB|LGBM|CatBoost"
+)
+_NEURAL = re.compile(r"MLP(Classifier|Regressor)")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operators by what they cost; ``known`` is False where the descriptor has no operators at all."""
+
+    known: bool
+    matrices: int
+    convolutions: int
+    quantised: int
+    trees: str | None
+    neural: bool
+
+    @property
+    def mostly_convolutions(self) -> bool:
+        """Whether convolutions, which dynamic int8 leaves untouched, outnumber the matrix products by far."""
+        return self.convolutions > 4 * self.matrices
+
+
+def work_of(descriptor: ModelDescriptor) -> Work:
+    """Sort the descriptor's operators; torch names lose their namespace and overload (``aten::mm`` is ``mm``)."""
+    counts = {"matrix": 0, "convolution": 0, "quantised": 0}
+    for name, count in descriptor.operators.items():
+        plain = _plain(name)
+        if _QUANTISED.match(plain):
+            counts["quantised"] += count
+        elif _CONVOLUTION.match(plain):
+            counts["convolution"] += count
+        elif _MATRIX.match(plain):
+            counts["matrix"] += count
+    known = bool(descriptor.operators)
+    architecture = descriptor.architecture or ""
+    if not known and _CONVOLUTIONAL_ARCHITECTURE.search(architecture):
+        return Work(known=True, matrices=1, convolutions=50, quantised=0, trees=None, neural=False)
+    words = " ".join((architecture, *descriptor.operators))
+    trees = _TREES.search(words)
+    return Work(
+        known=known,
+        matrices=counts["matrix"],
+        convolutions=counts["convolution"],
+        quantised=counts["quantised"],
+        trees=trees.group(0) if trees else None,
+        neural=bool(_NEURAL.search(words)),
+    )
+
+
+def _plain(name: str) -> str:
+    after_namespace = name.rsplit("::", 1)[-1]
+    parts = [part for part in after_namespace.split(".") if part not in ("aten", "ai", "onnx", "com", "microsoft")]
+    return (parts[0] if parts else after_namespace).lower().lstrip("_")
+
+
+def weight_bytes(descriptor: ModelDescriptor) -> int:
+    """Return the bytes of the weights, or the file's size where the weights are not known."""
+    return descriptor.parameter_bytes if descriptor.parameter_bytes is not None else descriptor.size_bytes
+
+
+def own_precision(descriptor: ModelDescriptor) -> Precision:
+    """Return the precision that the model was saved in: fp16 when most of its floating parameters are halves.
+
+    bfloat16 counts as fp16, which has the nearest tolerance. A Hugging Face folder is loaded as float32 whatever it
+    stores. A model that is quantised already counts as fp32: what is made of it does the same arithmetic, so it is
+    held to the stricter tolerance.
+    """
+    if descriptor.format is Format.HUGGINGFACE:
+        return Precision.FP32
+    halves = sum(descriptor.parameter_dtypes.get(dtype, 0) for dtype in ("float16", "bfloat16"))
+    whole = sum(descriptor.parameter_dtypes.get(dtype, 0) for dtype in ("float32", "float64"))
+    return Precision.FP16 if halves > whole else Precision.FP32

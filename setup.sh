@@ -1,0 +1,44 @@
+#!/bin/sh
+# Make .venv with everything this checkout needs. Idempotent: does nothing when nothing changed.
+# usage: setup.sh [dev]      PYTHON=python3.12 setup.sh     to choose the interpreter
+set -eu
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+extras=torch,sklearn,examples
+[ "${1:-}" = dev ] && extras=$extras,dev
+
+fail() { echo "setup: $1" >&2; exit 1; }
+command -v "$python" >/dev/null || fail "there is no $python; install Python 3.11 or newer."
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" -V) is too old; Modelium needs 3.11 or newer."
+
+# What the distribution has to provide: the sandbox, its system-call filter, and virtual environments.
+packages=
+command -v bwrap >/dev/null || packages="$packages bubblewrap"
+command -v setpriv >/dev/null || packages="$packages util-linux"
+"$python" -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("seccomp") is None)' || packages="$packages libseccomp2"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
+if [ -n "$packages" ]; then
+  line="apt-get install -y --no-install-recommends$packages"
+  if ! command -v apt-get >/dev/null; then fail "install with your package manager:$packages"
+  elif [ "$(id -u)" = 0 ]; then sudo=
+  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo=sudo
+  else fail "run this once, then again make: sudo $line"; fi
+  $sudo apt-get update -qq && $sudo env DEBIAN_FRONTEND=noninteractive $line
+fi
+
+stamp=$(cat pyproject.toml constraints.txt setup.sh | sha256sum | cut -c1-16)
+have=$(cat .venv/.ready 2>/dev/null || true)
+case " $have " in *" $stamp:$extras "*) exit 0;; esac
+# An environment with the development extras serves everything else too.
+[ "${1:-}" != dev ] && case " $have " in *" $stamp:"*) exit 0;; esac
+
+free=$(df -Pk . | awk 'NR==2 {print $4}')
+[ "$free" -gt 4194304 ] || [ -d .venv ] || fail "this needs about 4 GB of disk; $((free / 1024)) MB are free here."
+[ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || { rm -rf .venv; "$python" -m venv .venv; }
+pip=".venv/bin/python -m pip --disable-pip-version-check"
+echo "setup: installing into .venv (torch, transformers, onnxruntime, scikit-learn; a few minutes)"
+# torch alone and first: its exact version takes a CPU build wherever the package index has one.
+$pip install -q -c constraints.txt torch==2.13.0
+$pip install -q -c constraints.txt -e ".[$extras]"
+echo "$stamp:$extras" > .venv/.ready
+echo "setup: done"

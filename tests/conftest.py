@@ -1,0 +1,97 @@
+"""Real services for tests: skipped locally with a reason, failed in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from modelium.context import Context
+from modelium.db import Database
+from modelium.settings import Settings
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def absent(service: str, mend: str) -> NoReturn:
+    """Skip the test that needs ``service``; fail it in CI, where everything has to be there."""
+    message = f"{service} is not here: {mend}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("MODELIUM_") and n != "MODELIUM_TRITON_DIR"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", settle_s=0.2, folder_quiet_s=0.5, lease_s=4)
+
+
+@pytest.fixture
+def context(settings: Settings) -> Context:
+    return Context(settings)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of its own on loopback, gone with the session."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        absent("PostgreSQL", "apt-get install postgresql")
+    binaries = found[-1].parent
+    folder = tmp_path_factory.mktemp("postgres")
+    prefix: list[str] = []
+    if os.getuid() == 0:
+        prefix = ["runuser", "-u", "postgres", "--"]
+        for path in (folder, *folder.parents[:2]):
+            path.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([*prefix, binaries / "initdb", "-D", data, "-A", "trust", "-U", "modelium"], check=True, **quiet)  # type: ignore[call-overload]
+    options = ["-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    server = subprocess.Popen([*prefix, binaries / "postgres", *options], **quiet)  # type: ignore[call-overload]
+    url = f"postgresql+psycopg2://modelium@127.0.0.1:{port}/postgres"
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                pass
+            Database(url).engine.connect().close()
+            break
+        except Exception:  # noqa: BLE001  the server says in many ways that it is still starting
+            assert time.monotonic() < deadline, "PostgreSQL did not start"
+            time.sleep(0.1)
+    yield url
+    server.terminate()
+    server.wait(timeout=20)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A migrated, empty database of each kind."""
+    if request.param == "sqlite":
+        made = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    else:
+        made = Database(request.getfixturevalue("postgres_url"))
+        with made.write() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+            connection.exec_driver_sql("CREATE SCHEMA public")
+    made.migrate()
+    yield made
+    made.engine.dispose()

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from executor import find_sandbox
+from executor.cgroup import _hierarchies
+from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
+from schemas.errors import SandboxUnavailable
+from schemas.step_run import Limits
+
+LIMITS = Limits(
+    memory_bytes=256 << 20,
+    cpus=1,
+    processes=32,
+    timeout_s=20,
+    workspace_bytes=16 << 20,
+    workspace_files=500,
+    log_bytes=64 << 10,
+)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    try:
+        return find_sandbox()
+    except SandboxUnavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@dataclass
+class Box:
+    """Runs code inside the sandbox, never on the host; the test ends by proving that nothing of it is left."""
+
+    sandbox: Sandbox
+    folder: Path
+    limits: Limits = LIMITS
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    runs: int = 0
+
+    def __call__(
+        self, code: str, observers: Observers = NO_OBSERVERS, inputs: dict[str, Path] | None = None, **limits: float
+    ) -> Ending:
+        self.runs += 1
+        self.workspace = self.folder / str(self.runs)
+        self.workspace.mkdir()
+        command = Command(
+            argv=(sys.executable, "-I", "-S", "-u", "-c", code),
+            workspace=self.workspace,
+            interpreter=Path(sys.executable),
+            limits=self.limits.model_copy(update=limits),
+            inputs=inputs or {},
+            environment={"MARK": self.mark},
+        )
+        return self.sandbox.execute(command, observers)
+
+    @property
+    def out(self) -> Path:
+        return self.workspace / "out"
+
+    def processes_left(self) -> list[str]:
+        left = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if self.mark.encode() in environ.read_bytes():
+                    left.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return left
+
+    @staticmethod
+    def groups_of(pid: int) -> list[Path]:
+        parents = {hierarchy.parent for hierarchy in _hierarchies().values()}
+        return [group for parent in parents for group in parent.glob(f"modelium-{pid}-*")]
+
+
+@pytest.fixture
+def box(sandbox: Sandbox, tmp_path: Path) -> Iterator[Box]:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    box = Box(sandbox, tmp_path)
+    yield box
+    assert box.processes_left() == []
+    assert box.groups_of(os.getpid()) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts

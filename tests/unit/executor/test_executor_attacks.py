@@ -1,0 +1,521 @@
+"""Each attack runs inside a sandbox only; the ``box`` fixture proves afterwards that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from executor.cgroup import sweep as sweep_groups
+from executor.sandbox import Observers
+from executor.workspace import remove_tree, sweep
+from schemas.errors import Cancelled, LimitExceeded
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(60)]
+
+
+def code(text: str) -> str:
+    return textwrap.dedent(text)
+
+
+def test_host_files_and_homes_are_not_there(box, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the secret")
+    seen = box(
+        code(f"""
+        import os
+        for path in ("/etc/shadow", "/etc/hostname", {str(secret)!r}, {str(Path.home() / ".bashrc")!r},
+                     "/proc/1/environ", "/proc/1/root/etc/shadow", "/run",
+                     "/var", "/home", "/sys/fs", "/boot", "/proc/kcore"):
+            try:
+                if os.path.isdir(path):
+                    os.listdir(path)
+                else:
+                    open(path, "rb").read(1)
+                print("READ", path)
+            except OSError:
+                pass
+        print("done")
+        """)
+    )
+    assert seen.log == "done\n"
+
+
+def test_only_the_interpreter_and_the_four_packages_are_shown(box):
+    seen = box("import os; print(sorted(os.listdir('/opt/modelium')), sorted(os.listdir('/')))")
+    assert seen.log.startswith("['analyzer', 'converters', 'executor', 'schemas'] [")
+    for absent in ("home", "var", "run", "srv", "boot"):
+        assert f"'{absent}'" not in seen.log
+    checkout = Path(__file__).parents[3]
+    assert "False" in box(f"import os; print(os.path.exists({str(checkout / '.git')!r}))").log
+
+
+def test_the_environment_is_clean(box, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    seen = box("import os; print(dict(os.environ))")
+    assert "hunter2" not in seen.log and "LD_LIBRARY_PATH" not in seen.log
+
+
+def test_no_descriptor_of_the_host_is_inherited(box, tmp_path):
+    leaked = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    try:
+        seen = box(
+            code("""
+            import os
+            for n in range(1024):
+                try:
+                    print(os.readlink(f"/proc/self/fd/{n}"))
+                except OSError:
+                    pass
+            """)
+        )
+    finally:
+        os.close(leaked)
+    names = seen.log.split()
+    assert len(names) == 4 and all(name == "/dev/null" or name.startswith("pipe:") for name in names), names
+
+
+def test_nothing_but_out_and_tmp_is_writable(box, tmp_path):
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"model")
+    source.chmod(0o666)
+    seen = box(
+        code("""
+        import os
+        for folder in ("/", "/usr", "/usr/lib", "/etc", "/dev", "/proc", "/work", "/work/in", "/opt/modelium/schemas",
+                       "/root"):
+            try:
+                os.close(os.open(folder + "/x", os.O_CREAT | os.O_WRONLY))
+                print("WROTE", folder)
+            except OSError:
+                pass
+        for path in ("/work/in/model", "/work/step.json", "/proc/sys/kernel/core_pattern", "/proc/self/oom_score_adj_"):
+            try:
+                open(path, "wb").write(b"changed")
+                print("WROTE", path)
+            except OSError:
+                pass
+        open("/work/out/ok", "w").write("1")
+        open("/tmp/ok", "w").write("1")
+        open("/dev/shm/ok", "w").write("1")
+        print(open("/work/in/model").read())
+        """),
+        inputs={"model": source},
+    )
+    assert seen.log == "model\n"
+    assert (box.out / "ok").read_text() == "1"
+    assert source.read_bytes() == b"model"
+
+
+def test_there_is_no_network_of_any_kind(box):
+    seen = box(
+        code("""
+        import socket
+        for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET, 40):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+                try:
+                    socket.socket(family, kind)
+                    print("SOCKET", family, kind)
+                except PermissionError:
+                    pass
+        a, b = socket.socketpair()
+        a.send(b"local pairs work")
+        print(b.recv(99).decode())
+        """)
+    )
+    assert seen.log == "local pairs work\n"
+
+
+def test_abstract_sockets_of_the_host_are_out_of_reach(box):
+    name = f"\0modelium-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        seen = box(
+            code(f"""
+            import socket
+            try:
+                socket.socket(socket.AF_UNIX).connect({name!r})
+                print("IN")
+            except OSError as error:
+                print(error.errno)
+            """)
+        )
+    assert seen.log == "111\n"
+
+
+SYSCALLS = {
+    "ptrace": "101, 16, 1, 0, 0",
+    "process_vm_readv": "310, 1, 0, 0, 0, 0, 0",
+    "mount": "165, 0, 0, 0, 0, 0",
+    "umount2": "166, 0, 0",
+    "pivot_root": "155, 0, 0",
+    "chroot": "161, b'/tmp'",
+    "fsopen": "430, b'tmpfs', 0",
+    "open_tree": "428, -100, b'/', 0",
+    "unshare": "272, 0x10000000",
+    "setns": "308, 0, 0",
+    "clone with CLONE_NEWUSER": "56, 0x10000011, 0, 0, 0, 0",
+    "keyctl": "250, 0, 0",
+    "add_key": "248, b'user', b'x', b'y', 1, -2",
+    "bpf": "321, 0, 0, 0",
+    "perf_event_open": "298, 0, 0, 0, 0, 0",
+    "io_uring_setup": "425, 1, 0",
+    "userfaultfd": "323, 0",
+    "personality": "135, 0x0040000",
+    "kexec_load": "246, 0, 0, 0, 0",
+    "init_module": "175, 0, 0, 0",
+    "finit_module": "313, 0, 0, 0",
+    "name_to_handle_at": "303, -100, b'/', 0, 0, 0",
+    "open_by_handle_at": "304, 0, 0, 0",
+    "mknod": "133, b'/tmp/dev', 0o60666, 0x700",
+    "syslog": "103, 2, 0, 0",
+    "seccomp": "317, 0, 0, 0",
+    "TIOCSTI": "16, 0, 0x5412, b'x'",
+    "prctl(PR_SET_MM)": "157, 35, 0, 0, 0, 0",
+    "swapon": "167, b'/tmp/x', 0",
+    "reboot": "169, 0, 0, 0, 0",
+    "clock_settime": "227, 0, 0",
+    "quotactl": "179, 0, 0, 0, 0",
+    "pidfd_getfd": "438, 0, 0, 0",
+}
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="system call numbers of x86-64")
+def test_dangerous_system_calls_are_refused(box):
+    # The uid owns nothing, so most would fail anyway: EPERM from the filter must come before any other errno.
+    calls = "\n".join(f"call({name!r}, {arguments})" for name, arguments in SYSCALLS.items())
+    seen = box(
+        code("""
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        def call(name, *arguments):
+            ctypes.set_errno(0)
+            result = libc.syscall(*[ctypes.c_long(a) if isinstance(a, int) else a for a in arguments])
+            if (result, ctypes.get_errno()) != (-1, 1):
+                print(name, result, ctypes.get_errno())
+        """)
+        + calls
+    )
+    assert seen.log == "" and seen.exit_code == 0
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="system call numbers of x86-64")
+def test_clone3_which_a_filter_cannot_inspect_is_not_there(box):
+    seen = box(
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.syscall(435, 0, 0), ctypes.get_errno())"
+    )
+    assert seen.log == "-1 38\n"
+
+
+def test_it_cannot_become_another_user_or_gain_capabilities(box):
+    seen = box(
+        code("""
+        import os, subprocess
+        for change in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgroups([0])):
+            try:
+                change()
+                print("CHANGED")
+            except OSError:
+                pass
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        print([int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")])
+        print(status["NoNewPrivs"].strip())
+        print(os.getuid(), os.getgid(), os.getgroups() in ([], [65534]))
+        """)
+    )
+    assert seen.log == "[0, 0, 0, 0]\n1\n65534 65534 True\n"
+
+
+def test_threads_processes_and_spawned_workers_work(box):
+    seen = box(
+        code("""
+        import subprocess, sys, threading
+        threads = [threading.Thread(target=print, args=("thread",)) for _ in range(1)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        print(subprocess.check_output([sys.executable, "-I", "-S", "-c", "print('process')"], text=True).strip())
+        import multiprocessing
+        lock = multiprocessing.get_context("spawn").Lock()
+        with lock:
+            print("semaphore")
+        """)
+    )
+    assert seen.log == "thread\nprocess\nsemaphore\n", seen.log
+
+
+def test_a_fork_bomb_stops_at_the_limit_of_processes(box):
+    seen = box(
+        code("""
+        import os, time
+        made = 0
+        while made < 500:
+            try:
+                if os.fork() == 0:
+                    time.sleep(60)
+            except OSError:
+                break
+            made += 1
+        print(made)
+        os._exit(0)
+        """)
+    )
+    assert int(seen.log) <= box.limits.processes + 2
+
+
+def test_a_memory_bomb_is_a_limit_with_its_numbers(box):
+    seen = box("x = []\nwhile True: x.append(b'x' * (16 << 20))")
+    assert isinstance(seen.error, LimitExceeded)
+    assert seen.error.facts["limit"] == box.limits.memory_bytes
+    assert seen.error.facts["actual"] >= box.limits.memory_bytes
+    assert seen.wall_s < 15
+
+
+def test_memory_shared_out_to_many_children_is_the_same_limit(box):
+    seen = box(
+        code("""
+        import os, time
+        for _ in range(12):
+            if os.fork() == 0:
+                x = b"x" * (48 << 20)
+                time.sleep(30)
+                os._exit(0)
+        time.sleep(30)
+        """)
+    )
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.memory_bytes
+    assert seen.wall_s < 15
+
+
+def test_filling_the_temporary_file_systems_takes_no_more_than_their_size(box):
+    seen = box(
+        code("""
+        import os
+        for path in ("/tmp/x", "/dev/shm/x"):
+            size = 0
+            try:
+                with open(path, "wb", buffering=0) as f:
+                    while True:
+                        size += f.write(b"x" * (1 << 20))
+            except OSError as error:
+                print(error.errno, size >> 20)
+            os.unlink(path)
+        """),
+        workspace_bytes=1 << 30,
+    )
+    assert seen.log == "28 64\n28 64\n"
+
+
+def test_a_detached_child_does_not_outlive_its_parent(box):
+    began = time.monotonic()
+    seen = box(
+        code("""
+        import os, signal, time
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.close(0); os.close(1); os.close(2)
+                time.sleep(60)
+            os._exit(0)
+        """)
+    )
+    assert seen.exit_code == 0 and seen.error is None
+    assert time.monotonic() - began < 5
+
+
+def test_sleeping_for_ever_ends_at_the_time_limit(box):
+    seen = box("import time\nprint('asleep')\ntime.sleep(1000)", timeout_s=0.5)
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == 0.5
+    assert "0.5 s" in str(seen.error) and seen.log == "asleep\n"
+    assert 0.5 <= seen.wall_s < 2
+
+
+def test_a_cpu_hog_gets_no_more_than_its_share(box):
+    if box.sandbox.isolation(box.limits).cpu == "rlimit":
+        pytest.skip("no CPU cgroup here")
+    seen = box(
+        "import os, time\n[os.fork() for _ in range(2)]\nend = time.time() + 1.5\nwhile time.time() < end: pass",
+        cpus=0.5,
+    )
+    assert seen.cpu_s < 0.5 * seen.wall_s * 1.5
+
+
+def test_a_full_disk_is_a_limit(box):
+    seen = box(
+        code("""
+        n = 0
+        while True:
+            n += 1
+            with open(f"/work/out/{n}", "wb") as f:
+                f.write(b"x" * (4 << 20))
+        """)
+    )
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_bytes
+
+
+def test_one_file_is_not_larger_than_the_workspace_may_be(box):
+    seen = box(
+        code("""
+        try:
+            open("/work/out/x", "wb").truncate(1 << 40)
+        except OSError as error:
+            print(error.errno)
+        """)
+    )
+    assert seen.log == "27\n"
+
+
+@pytest.mark.parametrize("make", ["open(f'/work/out/{n}', 'w').close()", "os.mkdir(f'/work/out/{n}')"])
+def test_a_flood_of_files_is_a_limit(box, make):
+    seen = box(f"import os\nfor n in range(100_000): {make}")
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_files
+
+
+def test_folders_deeper_than_any_path_are_a_limit_and_are_removed(box):
+    seen = box(
+        code("""
+        import os
+        os.chdir("/work/out")
+        for _ in range(3000):
+            os.mkdir("d")
+            os.chdir("d")
+        open("f", "w").close()
+        """),
+        workspace_files=20_000,
+    )
+    assert isinstance(seen.error, LimitExceeded)
+    remove_tree(box.workspace)
+    assert not box.workspace.exists()
+
+
+def test_a_closed_folder_is_removed_all_the_same(box):
+    box(
+        code("""
+        import os
+        os.makedirs("/work/out/a/b")
+        open("/work/out/a/b/f", "w").close()
+        os.chmod("/work/out/a/b", 0)
+        os.chmod("/work/out/a", 0)
+        """)
+    )
+    remove_tree(box.workspace)
+    assert not box.workspace.exists()
+
+
+def test_a_huge_log_is_cut_and_says_so(box):
+    heard = []
+    seen = box("import os\nfor _ in range(2000): os.write(1, b'x' * 65536)", Observers(on_log=heard.append))
+    assert seen.error is None and len(seen.log) < box.limits.log_bytes + 200
+    assert "The log was cut" in seen.log and "".join(heard) == seen.log
+
+
+def test_terminal_escapes_do_not_reach_the_log(box):
+    seen = box("print('\\x1b[2J\\x1b]0;owned\\x07\\x9b1mplain\\u202e')")
+    assert "plain" in seen.log and not any(c in seen.log for c in "\x1b\x07\x9b\u202e")
+
+
+def test_forged_progress_is_ignored(box):
+    heard = []
+    seen = box(
+        code("""
+        import os
+        fd = int(os.environ["MODELIUM_PROGRESS_FD"])
+        for line in (b"not json", b"[]", b'{"fraction": 7, "message": "x"}', b'{"fraction": NaN, "message": "x"}',
+                     b'{"fraction": true, "message": "x"}', b'{"fraction": 0.5}', b'{"fraction": 0.5, "message": 1}',
+                     b'{"fraction": 0.5, "message": "x", "extra": 1}', b"[" * 100_000, b"x" * 1_000_000,
+                     b'{"fraction": 0.5, "message": "\\\\u001b[2Jhalf' + b"!" * 1000 + b'"}', b"trailing"):
+            os.write(fd, line + b"\\n")
+        """),
+        Observers(on_progress=lambda fraction, message: heard.append((fraction, message))),
+    )
+    assert seen.exit_code == 0, seen.log
+    [(fraction, message)] = heard
+    assert fraction == 0.5 and "half!!" in message and "\x1b" not in message and len(message) <= 200
+
+
+def test_a_flood_of_progress_is_heard_ten_times_a_second(box):
+    heard = []
+    seen = box(
+        "import os, time\nfd = int(os.environ['MODELIUM_PROGRESS_FD'])\nend = time.time() + 1\n"
+        'while time.time() < end: os.write(fd, b\'{"fraction": 0.5, "message": "x"}\\n\')',
+        Observers(on_progress=lambda fraction, message: heard.append(fraction)),
+    )
+    assert seen.error is None and 1 <= len(heard) <= 15
+
+
+def test_a_crash_of_the_interpreter_is_seen_as_its_signal(box):
+    seen = box("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert seen.exit_code == 128 + signal.SIGSEGV and seen.error is None
+
+
+def test_process_one_is_out_of_its_reach(box):
+    # Process 1 ignores what its own namespace sends it.
+    seen = box("import os, signal\ntry: os.kill(1, signal.SIGKILL)\nexcept PermissionError: print('no')")
+    assert seen.log in ("no\n", "")
+
+
+def test_asking_to_stop_ends_it_at_once(box):
+    began = time.monotonic()
+    seen = box("import time\ntime.sleep(60)", Observers(should_stop=lambda: time.monotonic() - began > 0.3))
+    assert isinstance(seen.error, Cancelled) and seen.wall_s < 2
+
+
+def test_an_exception_in_the_owner_leaves_nothing(box):
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        box("import time\nprint('x')\ntime.sleep(60)", Observers(on_log=interrupt))
+
+
+def test_two_sandboxes_do_not_see_each_other(box):
+    seen = box("import os; print([p for p in os.listdir('/proc') if p.isdigit()])")
+    assert len(seen.log.split(",")) <= 3
+
+
+def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tmp_path):
+    owner = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            code(f"""
+            import sys
+            from pathlib import Path
+            from executor import find_sandbox
+            from executor.sandbox import Command, Observers
+            from executor.workspace import Workspace
+            from schemas.step_run import Limits
+            folder = Workspace(Path({str(tmp_path)!r}) / "workspaces")
+            argv = (sys.executable, "-I", "-S", "-u", "-c", "import os, time; os.fork(); print('up'); time.sleep(60)")
+            command = Command(argv, folder.path, Path(sys.executable), Limits(), {{}}, {{"MARK": {box.mark!r}}})
+            find_sandbox().execute(command, Observers(on_log=lambda text: print(text, flush=True)))
+            """),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    assert owner.stdout is not None and owner.stdout.readline() == "up\n"
+    assert box.processes_left()
+    assert sweep(tmp_path / "workspaces") == 0  # its owner lives
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + 5
+    while box.processes_left() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert box.processes_left() == []
+    assert sweep(tmp_path / "workspaces") == 1
+    sweep_groups()
+    assert box.groups_of(owner.pid) == []

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+
+from planner.rules import plan
+from schemas.catalog import CATALOG
+from schemas.descriptor import Format, ModelDescriptor
+from schemas.errors import Unsupported
+from schemas.plan import ORIGINAL, ConversionPlan, Step
+from schemas.target import Precision, TargetProfile
+
+
+def describe(format_: Format, **facts: object) -> ModelDescriptor:
+    return ModelDescriptor.model_validate(
+        {"artifact_sha256": "a" * 64, "format": format_, "size_bytes": 90_900_000, **facts}
+    )
+
+
+def ids(made: ConversionPlan) -> list[str]:
+    return [candidate.id for candidate in made.candidates]
+
+
+def kinds(made: ConversionPlan, candidate: str) -> list[str]:
+    return next([step.kind for step in c.steps] for c in made.candidates if c.id == candidate)
+
+
+def first_step(made: ConversionPlan) -> Step:
+    return made.candidates[0].steps[0]
+
+
+MINILM = describe(Format.HUGGINGFACE, architecture="BertModel", parameter_count=22_700_000, parameter_bytes=90_900_000)
+
+
+def test_a_transformer_gets_a_plain_an_optimised_and_an_int8_candidate() -> None:
+    made = plan(MINILM, TargetProfile())
+    assert ids(made) == ["onnx", "onnx-optimized", "onnx-int8"]
+    assert kinds(made, "onnx-int8") == ["huggingface_onnx", "onnx_optimize", "onnx_int8"]
+
+
+def test_reasons_carry_the_numbers_of_the_descriptor() -> None:
+    made = plan(MINILM, TargetProfile())
+    assert "BertModel" in made.reason and "22.7 million parameters" in made.reason
+    assert "90.9 MB to about 22.7 MB" in made.candidates[2].reason
+
+
+def test_a_lossy_candidate_is_planned_and_says_that_it_cannot_win() -> None:
+    assert "cannot win" in plan(MINILM, TargetProfile()).candidates[2].reason
+    allowing = TargetProfile(precisions=(Precision.FP32, Precision.INT8))
+    assert "real samples" in plan(MINILM, allowing).candidates[2].reason
+
+
+def test_hugging_face_falls_back_from_fused_to_written_out_attention_and_then_to_dynamo() -> None:
+    step = first_step(plan(MINILM, TargetProfile()))
+    chain = [(s.options["exporter"], s.options["attention"]) for s in (step, *step.fallbacks)]
+    assert chain == [("torchscript", "sdpa"), ("torchscript", "eager"), ("dynamo", "eager")]
+
+
+@pytest.mark.parametrize(
+    ("format_", "exporters"),
+    [
+        (Format.TORCHSCRIPT, ["torchscript"]),
+        (Format.EXPORTED_PROGRAM, ["dynamo", "torchscript"]),
+        (Format.TORCH_STATE_DICT, ["torchscript", "dynamo"]),
+        (Format.SAFETENSORS, ["torchscript", "dynamo"]),
+    ],
+)
+def test_torch_formats_try_their_exporters_in_order(format_: Format, exporters: list[str]) -> None:
+    step = first_step(plan(describe(format_), TargetProfile()))
+    assert [s.options["exporter"] for s in (step, *step.fallbacks)] == exporters
+
+
+def test_an_onnx_model_competes_as_it_is() -> None:
+    made = plan(describe(Format.ONNX, opset=11, operators={"MatMul": 40, "Add": 80}), TargetProfile())
+    assert ids(made) == [ORIGINAL, "onnx-optimized", "onnx-int8"]
+    assert made.candidates[0].steps == ()
+    assert "Raises opset 11 to 17" in made.candidates[1].steps[0].reason
+
+
+def test_int8_is_left_out_of_a_convolutional_network_with_the_count() -> None:
+    made = plan(
+        describe(Format.EXPORTED_PROGRAM, operators={"aten.conv2d.default": 53, "aten.linear.default": 1}),
+        TargetProfile(),
+    )
+    assert ids(made) == ["onnx", "onnx-optimized"]
+    assert "53 convolutions" in made.reason
+
+
+def test_int8_is_left_out_of_a_small_model_with_its_size() -> None:
+    made = plan(describe(Format.TORCHSCRIPT, size_bytes=60_000, parameter_bytes=51_200), TargetProfile())
+    assert ids(made) == ["onnx", "onnx-optimized"]
+    assert "51.2 kB" in made.reason
+
+
+def test_int8_is_left_out_of_a_model_that_is_quantised_already() -> None:
+    made = plan(describe(Format.ONNX, operators={"MatMulInteger": 36, "MatMul": 12}), TargetProfile())
+    assert ids(made) == [ORIGINAL, "onnx-optimized"]
+    assert "quantised already" in made.reason
+
+
+def test_a_forest_gets_the_plain_conversion_alone_and_the_plan_says_why() -> None:
+    made = plan(
+        describe(Format.SKLEARN, architecture="Pipeline", operators={"RandomForestClassifier": 1}), TargetProfile()
+    )
+    assert ids(made) == ["onnx"]
+    assert "RandomForest" in made.reason and "int8 is left out" in made.reason
+
+
+def test_a_half_precision_onnx_model_keeps_its_precision() -> None:
+    made = plan(describe(Format.ONNX, parameter_dtypes={"float16": 1000, "float32": 10}), TargetProfile())
+    assert [c.precision for c in made.candidates[:2]] == [Precision.FP16, Precision.FP16]
+
+
+@pytest.mark.parametrize("format_", [f for f in Format if not any(f in k.takes for k in CATALOG.values())])
+def test_a_format_without_a_converter_is_refused_with_what_to_do(format_: Format) -> None:
+    with pytest.raises(Unsupported) as caught:
+        plan(describe(format_), TargetProfile())
+    assert caught.value.hint
+
+
+def test_a_name_with_line_breaks_stays_one_line_of_a_sentence() -> None:
+    made = plan(describe(Format.SKLEARN, architecture="Evil\n\n" + "x" * 5000), TargetProfile())
+    assert "\n" not in made.reason + made.candidates[0].steps[0].reason
