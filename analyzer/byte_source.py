@@ -159,13 +159,19 @@ def open_bytes(path: Path) -> Iterator[ByteSource]:
 
 
 def head_of(path: Path, number: int) -> bytes:
-    """Return up to ``number`` first bytes, unpacked when the file is compressed; b'' when it can't be unpacked."""
+    """Return up to ``number`` first bytes, unpacked when the file is compressed; what there is of a broken one."""
     with path.open("rb") as handle:
         codec = codec_of(handle.read(16))
         handle.seek(0)
         if codec is None:
             return handle.read(number)
-        try:
-            return io.BufferedReader(_Unpacked(handle, codec), _CHUNK).read(number)
-        except ModelFailed:
-            return b""
+        unpacked, head = _Unpacked(handle, codec), b""
+        while len(head) < number:
+            try:
+                part = unpacked.read(number - len(head))
+            except ModelFailed:
+                break
+            if not part:
+                break
+            head += part
+        return head

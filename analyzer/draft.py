@@ -48,6 +48,11 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     refusal: ModeliumError | None = None
 
+    @property
+    def file(self) -> Path:
+        """The model file itself: ``path``, or the ``entry`` inside the folder it is."""
+        return self.path / self.facts["entry"] if "entry" in self.facts else self.path
+
     def know(self, by: KnownBy = KnownBy.HEADER, **facts: Any) -> None:
         """Record facts; None and empty values are not facts and leave what is known alone."""
         for name, value in facts.items():
@@ -110,9 +115,13 @@ class Draft:
         )
 
 
-def cut_short(what: str, fact: str) -> ModelFailed:
+class CutShort(ModelFailed):
+    """The file ends before its format says it does."""
+
+
+def cut_short(what: str, fact: str) -> CutShort:
     """Return the refusal of a truncated file: what it is, what is missing, what probably happened."""
-    return ModelFailed(
+    return CutShort(
         f"This file is a truncated {what}: {fact}; it was probably cut off while it was copied or downloaded.",
         hint="Copy it again and compare the size with the source's.",
     )

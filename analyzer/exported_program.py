@@ -58,7 +58,7 @@ def rows(value: Any) -> list[dict[str, Any]]:
 def read_exported_program(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from the newer layout (``models/*.json``) or ``serialized_exported_program.json``, the older."""
     draft.know(framework="pytorch", producer="torch.export")
-    with open_zip(draft.path) as members:
+    with open_zip(draft.file) as members:
         if seen.kind == "exported-program":
             models = sorted(n for n in members.names if n.startswith(f"{seen.detail}/models/") and n.endswith(".json"))
             if len(models) > 1:

@@ -15,6 +15,8 @@ from schemas.errors import LimitExceeded, ModelFailed, ModeliumError, Unsupporte
 MAX_FILES = 20_000
 MAX_DEPTH = 16
 _MAX_SNIFFED = 200
+_PARTS = frozenset({"model_index.json", "adapter_config.json"})
+"""Files that say that the weights beside them are only a part of a model."""
 _LOADED = frozenset({Format.TORCHSCRIPT, Format.EXPORTED_PROGRAM, Format.TORCH_STATE_DICT, Format.SAFETENSORS,
                      Format.SKLEARN, Format.PICKLE, Format.GGUF, Format.TFLITE, Format.KERAS, Format.XGBOOST,
                      Format.LIGHTGBM, Format.CATBOOST, Format.SKOPS})  # fmt: skip
@@ -42,7 +44,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def recognise_folder(folder: Path) -> tuple[Seen, str | None]:
-    """Return what the folder is, and for an ONNX folder the relative path of its one ONNX file.
+    """Return what the folder is, and where it is a folder around one model file, that file's relative path.
 
     Raises ModelFailed, naming what was looked for, when it is no model.
     """
@@ -68,6 +70,9 @@ def recognise_folder(folder: Path) -> tuple[Seen, str | None]:
         )
     if transformer is not None:
         return Seen(Format.HUGGINGFACE, "huggingface"), None
+    models = [name for name, seen in kinds.items() if seen.format in _LOADED]
+    if len(models) == 1 and not _PARTS.intersection(files):
+        return kinds[models[0]], models[0]
     raise _no_model(folder, files, kinds)
 
 
@@ -92,10 +97,10 @@ def _no_model(folder: Path, files: dict[str, Path], kinds: dict[str, Seen]) -> M
     if (folder / "adapter_config.json").is_file():
         return adapter()
     models = [name for name, seen in kinds.items() if seen.format in _LOADED]
-    if models:
+    if len(models) > 1:
         return ModelFailed(
-            f"This folder is no model itself; it holds {listing(models)}.",
-            hint="Drop the model file alone, with its sidecar and the files that names beside it.",
+            f"This folder is no model itself; it holds several: {listing(models)}.",
+            hint="Drop each alone, with its sidecar and the files it names beside it.",
         )
     return ModelFailed(
         "This folder is no model: it has no config.json of a Hugging Face model with weights, no .onnx file and no "

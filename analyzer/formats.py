@@ -151,8 +151,10 @@ def _compressed(path: Path, head: bytes) -> Seen:
         return Seen(Format.ARCHIVE, "tar", codec)
     if (inner[:1] == b"\x80" and len(inner) > 1 and inner[1] <= 5) or _old_pickle(path, inner):
         return _pickle(path)
-    if not inner and codec in ("zlib", "lzma"):
+    if not inner and codec in ("zlib", "lzma"):  # two or three bytes are weak evidence
         return _without_magic(path, head)
+    if not inner:
+        return Seen(Format.ARCHIVE, "cut-compressed", f"{codec}-compressed file")
     return Seen(Format.ARCHIVE, codec)
 
 

@@ -72,20 +72,11 @@ def read_huggingface(draft: Draft, seen: Seen) -> None:
     if folder is None:
         raise ModelFailed("This folder has no usable config.json.", hint="Save the model again with save_pretrained.")
     config = read_json(folder / "config.json", "config.json")
-    architectures = [name for name in at(config, "architectures") or () if isinstance(name, str)]
-    architecture = architectures[0] if architectures else ""
-    model_type = at(config, "model_type") if isinstance(at(config, "model_type"), str) else ""
-    draft.know(
-        framework="transformers",
-        framework_version=_text(at(config, "transformers_version")),
-        producer="transformers",
-        architecture=architecture or model_type,
-        task=task_of(architecture, model_type),
-    )
-    _labels(draft, config)
-    _tokenizer(draft, folder)
+    version = at(config, "transformers_version")
+    draft.know(framework="transformers", producer="transformers")
+    draft.know(framework_version=version if isinstance(version, str) else None)
+    architecture = read_settings(draft, folder, config)
     _sentence_parts(draft)
-    read_licence(draft, draft.path)
     names = [name for name in _MEMBERS if (draft.path / name).is_file()]
     draft.know(files=tuple(names))
     refusal = refusal_of(architecture)
@@ -101,16 +92,26 @@ def read_huggingface(draft: Draft, seen: Seen) -> None:
     draft.know(files=tuple(names) + _weights(draft, folder))
 
 
+def read_settings(draft: Draft, folder: Path, config: Any) -> str:
+    """Fill what config.json and its neighbours say of task, labels, tokenizer, licence; return the architecture."""
+    named = at(config, "architectures")
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    architecture = architectures[0] if architectures else ""
+    told = at(config, "model_type")
+    model_type = told if isinstance(told, str) else ""
+    draft.know(architecture=architecture or model_type, task=task_of(architecture, model_type))
+    _labels(draft, config)
+    _tokenizer(draft, folder)
+    read_licence(draft, draft.path)
+    return architecture
+
+
 def adapter() -> Unsupported:
     """Say how to make a model of a PEFT adapter."""
     return Unsupported(
         "This folder holds a PEFT adapter, which is only the difference to a base model.",
         hint="Merge it where the base model is: `model.merge_and_unload().save_pretrained(FOLDER)`, and drop that.",
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _labels(draft: Draft, config: Any) -> None:
@@ -128,8 +129,9 @@ def _tokenizer(draft: Draft, folder: Path) -> None:
     for home in dict.fromkeys((folder, draft.path)):
         path = home / "tokenizer_config.json"
         if path.is_file():
-            name = _text(at(read_json(path, "tokenizer_config.json"), "tokenizer_class"))
-            draft.know(tokenizer=name or ("PreTrainedTokenizerFast" if (home / "tokenizer.json").is_file() else None))
+            name = at(read_json(path, "tokenizer_config.json"), "tokenizer_class")
+            named = name if isinstance(name, str) else None
+            draft.know(tokenizer=named or ("PreTrainedTokenizerFast" if (home / "tokenizer.json").is_file() else None))
             return
         if (home / "tokenizer.json").is_file():
             draft.know(tokenizer="PreTrainedTokenizerFast")

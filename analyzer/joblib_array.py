@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from analyzer.pickle_trace import Instance
+from analyzer.traced_values import Entries, Instance
 
 _SIMPLE = re.compile(r"[<>|=]?([biufcSUVOmM])([0-9]{1,9})\Z")
 _HAS_OBJECT = 0x01
@@ -28,8 +27,6 @@ def array_bytes(wrapper: Instance) -> int | None:
 
     Source: joblib 1.6 numpy_pickle.NumpyArrayWrapper.read_array.
     """
-    from analyzer.pickle_trace import Entries
-
     state = wrapper.state
     if not isinstance(state, Entries) or not state.whole or "shape" not in state.items or "dtype" not in state.items:
         raise _Unclear
@@ -52,8 +49,6 @@ def array_bytes(wrapper: Instance) -> int | None:
 
 def _dtype(dtype: Any, depth: int) -> tuple[int, bool]:
     """Return a dtype's item size in bytes and whether it holds objects."""
-    from analyzer.pickle_trace import Instance
-
     if not isinstance(dtype, Instance) or dtype.made_by is None or depth > 8 or dtype.builds > 1:
         raise _Unclear
     if (dtype.made_by.module, dtype.made_by.name) != ("numpy", "dtype"):
@@ -81,7 +76,7 @@ def _dtype(dtype: Any, depth: int) -> tuple[int, bool]:
     # The flags are the pickle's own claim, and numpy believes them.
     has_object = bool(flags & _HAS_OBJECT)
     if kind == "V":
-        expected = any([_dtype(part, depth + 1)[1] for part in _parts(state[2], fields)])
+        expected = True in [_dtype(part, depth + 1)[1] for part in _parts(state[2], fields)]
     elif state[2] is None and fields is None:
         expected = kind == "O"
     else:
@@ -93,8 +88,6 @@ def _dtype(dtype: Any, depth: int) -> tuple[int, bool]:
 
 def _parts(subarray: Any, fields: Any) -> list[Any]:
     """Return the dtypes that a structured or sub-array dtype is made of."""
-    from analyzer.pickle_trace import Entries
-
     parts: list[Any] = []
     if subarray is not None:
         if not isinstance(subarray, tuple) or len(subarray) != 2:

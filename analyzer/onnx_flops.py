@@ -55,12 +55,12 @@ def _cost(node: Any, known: list[list[int | str] | None], out: list[int | str] |
     made = _fixed(out)
     left = _fixed(known[0]) if known else None
     right = _fixed(known[1]) if len(known) > 1 else None
-    if made is None or not left or not right:
+    if node.op_type == "ConvTranspose":
+        return 2 * math.prod(left) * math.prod(right[1:]) if left and right else None
+    if made is None or not right:
         return None
     if node.op_type == "Conv":
         return 2 * math.prod(made) * math.prod(right[1:])
-    if node.op_type == "ConvTranspose":
-        return 2 * math.prod(left) * math.prod(right[1:])
     if node.op_type == "Gemm" and _attributes(node).get("transB"):
         return 2 * math.prod(made) * right[-1]
     return 2 * math.prod(made) * right[-2 if len(right) > 1 else 0]
@@ -83,6 +83,13 @@ def _shape(node: Any, known: list[list[int | str] | None]) -> list[int] | None:
             return None if spatial is None else [*first[:2], *spatial]
         case "GlobalAveragePool" | "GlobalMaxPool" if len(first) > 2:
             return [*first[:2], *([1] * (len(first) - 2))]
+        case "ReduceMean" | "ReduceSum" | "ReduceMax" if isinstance(attributes.get("axes"), list):
+            gone = {axis % len(first) for axis in attributes["axes"]} if first else set()
+            if attributes.get("keepdims", 1):
+                return [1 if axis in gone else size for axis, size in enumerate(first)]
+            return [size for axis, size in enumerate(first) if axis not in gone]
+        case "Transpose" if sorted(attributes.get("perm") or ()) == list(range(len(first))):
+            return [first[axis] for axis in attributes["perm"]]
         case "Flatten":
             axis = attributes.get("axis", 1)
             if not isinstance(axis, int) or not 0 <= axis <= len(first):

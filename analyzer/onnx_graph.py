@@ -11,6 +11,7 @@ from typing import Any
 from analyzer import onnx_wire
 from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.formats import Seen
+from analyzer.hf_folder import read_json, read_settings, transformer_folder
 from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
 from schemas.errors import LimitExceeded, ModelFailed, Quarantined, Unsupported
 
@@ -33,37 +34,45 @@ RUNTIME_DOMAINS = frozenset(
 """Operator domains that onnxruntime's CPU build has."""
 _MADE_UP = re.compile(r"unk_|dynamicdimension|s\d+\Z|dim_?0\Z|\w+_dim_0\Z")
 """Axis names that exporters make up: tf2onnx, onnxruntime, torch.export, torch.onnx."""
+_GRAPH_NAMES = frozenset({"main_graph", "torch_jit", "torch-jit-export", "model"})
+"""Names that exporters give every graph."""
 _BATCH_NAMES = frozenset({"n", "b", "bs", "none", "?", "-1", "0"})
+
+
+def text(value: str | bytes) -> str:
+    """Return a protobuf string; one that is no UTF-8 arrives as bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def read_onnx(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from the ONNX file ``draft.path``, or from ``entry`` inside the folder it is."""
-    entry = draft.facts.get("entry")
-    path = draft.path / entry if entry else draft.path
+    path = draft.file
     model = _parse(path)
     graph = model.graph
     if not graph.node:
         raise ModelFailed("This ONNX file's graph is empty: it has no nodes.", hint="Export the model again.")
-    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    opsets = {text(opset.domain): opset.version for opset in model.opset_import}
     draft.know(
         framework="onnx",
         framework_version=f"IR {model.ir_version}",
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        producer=f"{text(model.producer_name)} {text(model.producer_version)}".strip(),
         opset=opsets.get("", opsets.get("ai.onnx")),
-        architecture=graph.name if graph.name not in ("main_graph", "torch_jit", "torch-jit-export", "model") else None,
+        architecture=None if text(graph.name) in _GRAPH_NAMES else text(graph.name),
     )
     counts: dict[str, int] = {}
     tensors = list(graph.initializer)
     for node in _nodes(model):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        name = f"{domain}::{node.op_type}" if domain else node.op_type
+        domain, op_type = text(node.domain), text(node.op_type)
+        name = op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
         counts[name] = counts.get(name, 0) + 1
         tensors.extend(attribute.t for attribute in node.attribute if attribute.HasField("t"))
     draft.operators(counts)
-    _external(draft, path, tensors, in_folder=bool(entry))
+    _external(draft, path, tensors, in_folder="entry" in draft.facts)
     initializers = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     draft.parameters(_sizes([*initializers, *(t for t in tensors[len(graph.initializer) :] if math.prod(t.dims) > 1)]))
     _metadata(draft, model)
+    if path != draft.path and (settings := transformer_folder(draft.path)) is not None:
+        read_settings(draft, settings, read_json(settings / "config.json", "config.json"))
     _signature(draft, graph)
     _check_domains(model, counts)
 
@@ -110,7 +119,7 @@ def _nodes(model: Any) -> Iterator[Any]:
 
 
 def _check_domains(model: Any, counts: dict[str, int]) -> None:
-    known = RUNTIME_DOMAINS | {function.domain for function in model.functions}
+    known = RUNTIME_DOMAINS | {text(function.domain) for function in model.functions}
     foreign = sorted(name for name in counts if name.rpartition("::")[0] not in known)
     if foreign:
         raise Unsupported(
@@ -125,7 +134,7 @@ def _external(draft: Draft, path: Path, tensors: list[Any], *, in_folder: bool) 
     for tensor in tensors:
         if tensor.data_location != 1:  # TensorProto.EXTERNAL
             continue
-        facts = {item.key: item.value for item in tensor.external_data}
+        facts = {text(item.key): text(item.value) for item in tensor.external_data}
         location = facts.get("location", "")
         parts = PurePosixPath(location).parts
         if (
@@ -137,8 +146,8 @@ def _external(draft: Draft, path: Path, tensors: list[Any], *, in_folder: bool) 
             or "\0" in location
         ):
             raise Quarantined(
-                f"This ONNX file reads weights ({clean(tensor.name, 80)!r}) from {clean(location, 120)!r}, outside "
-                "its own folder, as no exporter writes.",
+                f"This ONNX file reads weights ({clean(text(tensor.name), 80)!r}) from {clean(location, 120)!r}, "
+                "outside its own folder, as no exporter writes.",
                 hint="Do not run it; get the model from a source you trust.",
             )
         end = _number(facts.get("offset")) + (_number(facts.get("length")) or _size(tensor))
@@ -176,7 +185,7 @@ def _sizes(tensors: list[Any]) -> Iterator[tuple[str, int, int]]:
 
 
 def _metadata(draft: Draft, model: Any) -> None:
-    facts = {prop.key.lower(): prop.value for prop in list(model.metadata_props)[:1000]}
+    facts = {text(prop.key).lower(): text(prop.value) for prop in list(model.metadata_props)[:1000]}
     draft.know(
         license=facts.get("license"), task=_TASKS.get(facts.get("task", "")), architecture=facts.get("model_type")
     )
@@ -193,17 +202,18 @@ def _signature(draft: Draft, graph: Any) -> None:
         raise ModelFailed("This ONNX file's graph has no outputs.", hint="Export the model again.")
     for side, values in (("input", inputs), ("output", list(graph.output))):
         for value in values:
+            name = clean(text(value.name), 80)
             kind = value.type.WhichOneof("value")
             if kind not in (None, "tensor_type"):
                 raise Unsupported(
-                    f"The {side} {clean(value.name, 80)!r} of this ONNX file is a {kind.removesuffix('_type')}, not a "
+                    f"The {side} {name!r} of this ONNX file is a {kind.removesuffix('_type')}, not a "
                     "tensor; Triton serves tensors.",
                     hint="From scikit-learn, convert with `options={'zipmap': False}`; otherwise export plain tensors.",
                 )
             code = value.type.tensor_type.elem_type
             if kind and code and _TYPES.get(code, ("unknown",))[0] not in _SPEC_DTYPES:
                 raise Unsupported(
-                    f"The {side} {clean(value.name, 80)!r} of this ONNX file is of type "
+                    f"The {side} {name!r} of this ONNX file is of type "
                     f"{_TYPES.get(code, ('unknown',))[0]}, which Triton does not serve.",
                     hint="Export it with a float, integer, bool or string tensor there.",
                 )
@@ -225,7 +235,7 @@ def _dims(value: Any) -> list[int | str] | None:
     for dim in value.type.tensor_type.shape.dim:
         which = dim.WhichOneof("value")
         fixed = dim.dim_value if which == "dim_value" else -1
-        dims.append(fixed if 0 <= fixed < 1 << 48 else (dim.dim_param if which == "dim_param" else ""))
+        dims.append(fixed if 0 <= fixed < 1 << 48 else (text(dim.dim_param) if which == "dim_param" else ""))
     return dims
 
 
@@ -250,7 +260,8 @@ def batch_names(shapes: list[list[int | str] | None]) -> frozenset[str]:
 
 def _spec(value: Any, batch: frozenset[str]) -> TensorSpec | None:
     dims, dtype = _dims(value), _SPEC_DTYPES.get(_TYPES.get(value.type.tensor_type.elem_type, ("",))[0])
-    if dims is None or dtype is None or len(dims) > 16 or len(value.name) > 256:
+    name = text(value.name)
+    if dims is None or dtype is None or len(dims) > 16 or len(name) > 256 or name != clean(name, 256):
         return None
     shape: list[Dim] = []
     known_by = KnownBy.HEADER
@@ -261,8 +272,8 @@ def _spec(value: Any, batch: frozenset[str]) -> TensorSpec | None:
             shape.append(BATCH_AXIS)
             known_by = known_by if "batch" in dim.lower() else KnownBy.GUESS
         else:
-            shape.append(clean(dim, 64) or f"{clean(value.name, 40)}_{axis}")
-    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(shape), known_by=known_by)
+            shape.append(clean(dim, 64) or f"{clean(text(value.name), 40)}_{axis}")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), known_by=known_by)
 
 
 def _flops(draft: Draft, graph: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -104,11 +105,8 @@ def sight(path: Path) -> OnnxSight | None:
         inner = 0
         if graph is not None:
             try:
-                inner = sum(
-                    1
-                    for count, _ in enumerate(fields(handle, graph.start, graph.start + graph.length))
-                    if count <= MAX_GRAPH_FIELDS
-                )
+                walked = fields(handle, graph.start, graph.start + graph.length)
+                inner = sum(1 for _ in islice(walked, MAX_GRAPH_FIELDS + 1))
             except NotWire:
                 return None if 1 not in seen else OnnxSight(graph, 0)
     return OnnxSight(graph, 0, inner)

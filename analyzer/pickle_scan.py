@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from analyzer.pickle_allowlist import Judgement, judge, unmapped
-from analyzer.pickle_trace import Blob, Global, PickleTrace
+from analyzer.pickle_trace import PickleTrace
 from analyzer.scan_stream import Budget, ScanStream
+from analyzer.traced_values import Blob, Global
 from schemas.descriptor import SecurityFinding, Severity
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -36,7 +37,7 @@ class PickleGlobals:
 
 
 def globals_of(data: bytes | BinaryIO, *, joblib: bool = True) -> PickleGlobals:
-    """Disassemble the pickle that ``data`` starts with, joblib's array bytes stepped over; never raises for its content.
+    """Disassemble the pickle that ``data`` starts with, joblib's array bytes stepped over; content raises nothing.
 
     Raises LimitExceeded for a pickle of more opcodes than a scan reads. Reads ahead in a handle.
     """

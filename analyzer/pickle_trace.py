@@ -11,11 +11,11 @@ import codecs
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from analyzer.joblib_array import array_bytes
 from analyzer.scan_stream import Budget, ScanStream
+from analyzer.traced_values import OTHER, Blob, Entries, Global, Instance, Other
 
 KEEP_BYTES = 1 << 20
 """Longer constants are kept up to here, to tell whether a pickle or an archive begins in them."""
@@ -23,54 +23,6 @@ MAX_DISTINCT = 20_000
 MAX_ENTRIES = 512
 MAX_NESTED = 2_000
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
-_MARKER = b"(cibKReduceq"
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name a pickle asks for. ``module`` and ``name`` are as written, before Python 2's names are mapped."""
-
-    module: str
-    name: str
-    offset: int
-    protocol: int
-
-
-@dataclass
-class Instance:
-    """What calling ``made_by`` would give, never made. ``state`` is what BUILD would set."""
-
-    made_by: Global | None
-    args: Any = None
-    state: Any = None
-    builds: int = 0
-
-
-@dataclass
-class Entries:
-    """A dict of the pickle, its string keys alone; ``whole`` ends when something could not be followed."""
-
-    items: dict[str, Any] = field(default_factory=dict)
-    whole: bool = True
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A bytes constant: ``head`` is all of it up to KEEP_BYTES."""
-
-    head: bytes
-    size_bytes: int
-    offset: int
-
-
-class _Other:
-    """Any value whose content nothing asks for: a number, a list, a set."""
-
-    __slots__ = ()
-
-
-OTHER = _Other()
-Anomaly = tuple[str, int]
 
 
 class PickleTrace:
@@ -92,6 +44,7 @@ class PickleTrace:
         self.inner: list[PickleTrace] = []
         """Pickles that joblib reads on the way: object arrays."""
         self.persistent = False
+        self.calls = 0
         self.complete = False
         self.error: str | None = None
         self.value: Any = None
@@ -183,6 +136,7 @@ class PickleTrace:
             self.nested.append(blob)
 
     def _call(self, target: Any, args: Any) -> Instance:
+        self.calls += 1
         if not isinstance(target, Global):
             self._odd("it calls something that is not a plain global")
             return Instance(None, args)
@@ -200,41 +154,41 @@ class PickleTrace:
                         target.whole = False
                     else:
                         target.items[key] = value
-                elif isinstance(key, Instance | _Other):
+                elif isinstance(key, Instance | Other):
                     # Such a key may equal a string that is recorded already.
                     target.whole = target.whole and not isinstance(key, Instance)
 
     # Opcodes
 
-    def mark(self) -> None:  # noqa: D102
+    def _op_mark(self) -> None:
         self._marks.append(self._stack)
         self._stack = []
 
-    def stop(self) -> None:  # noqa: D102
+    def _op_stop(self) -> None:
         self.value = self._stack.pop()
         self.complete = True
 
-    def pop(self) -> None:  # noqa: D102
+    def _op_pop(self) -> None:
         if self._stack:
             self._stack.pop()
         else:
             self._slice()
 
-    def dup(self) -> None:  # noqa: D102
+    def _op_dup(self) -> None:
         self._stack.append(self._stack[-1])
 
-    def line_number(self) -> None:  # noqa: D102
+    def _op_line_number(self) -> None:
         line = self.stream.line(1 << 16)
         try:
             self._stack.append(int(line, 0))
         except ValueError:
             self._stack.append(OTHER)
 
-    def line_other(self) -> None:  # noqa: D102
+    def _op_line_other(self) -> None:
         self.stream.line(1 << 20)
         self._stack.append(OTHER)
 
-    def line_string(self) -> None:  # noqa: D102
+    def _op_line_string(self) -> None:
         line = self.stream.line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             raise ValueError("a string has no quotes")
@@ -246,10 +200,10 @@ class PickleTrace:
         self._stack.append(raw.decode("ascii") if raw.isascii() else OTHER)
         self._nest(Blob(raw, len(raw), self._at))
 
-    def short_string(self) -> None:  # noqa: D102
+    def _op_short_string(self) -> None:
         self._old_string(self.stream.read(self._size(1)))
 
-    def long_string(self) -> None:  # noqa: D102
+    def _op_long_string(self) -> None:
         size = self._size(4, signed=True)
         if size > KEEP_BYTES:
             self.stream.skip(size)
@@ -257,20 +211,20 @@ class PickleTrace:
         else:
             self._old_string(self.stream.read(size))
 
-    def line_unicode(self) -> None:  # noqa: D102
+    def _op_line_unicode(self) -> None:
         text = str(self.stream.line(), "raw-unicode-escape")
         self._stack.append(text)
         if len(text) > 8 and text[0] in "\x80P\x1f":
             self._nest(Blob(text.encode("latin-1", "replace"), len(text), self._at))
 
-    def fixed(self, width: int) -> None:  # noqa: D102
+    def _op_fixed(self, width: int) -> None:
         self.stream.read(width)
         self._stack.append(OTHER)
 
-    def integer(self, width: int) -> None:  # noqa: D102
+    def _op_integer(self, width: int) -> None:
         self._stack.append(int.from_bytes(self.stream.read(width), "little", signed=width == 4))
 
-    def long(self, width: int) -> None:  # noqa: D102
+    def _op_long(self, width: int) -> None:
         size = self._size(width, signed=width == 4)
         if size > 64:
             self.stream.skip(size)
@@ -278,25 +232,27 @@ class PickleTrace:
         else:
             self._stack.append(int.from_bytes(self.stream.read(size), "little", signed=True))
 
-    def push(self, value: Callable[[], Any]) -> None:  # noqa: D102
+    def _op_push(self, value: Callable[[], Any]) -> None:
         self._stack.append(value())
 
-    def persid_line(self) -> None:  # noqa: D102
+    def _op_persid_line(self) -> None:
         self.stream.line(1 << 16)
         self.persistent = True
         self._stack.append(Instance(None))
 
-    def persid(self) -> None:  # noqa: D102
-        self._stack.pop()
+    def _op_persid(self) -> None:
+        key = self._stack.pop()
         self.persistent = True
-        self._stack.append(Instance(None))
+        # torch's legacy format keeps a module's class so, beside its source, and gives back the class itself.
+        is_class = isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Global)
+        self._stack.append(key[1] if is_class else Instance(None))
 
-    def global_line(self) -> None:  # noqa: D102
+    def _op_global_line(self) -> None:
         module = self.stream.line(1 << 16).decode("utf-8")
         name = self.stream.line(1 << 16).decode("utf-8")
         self._stack.append(self._ask(module, name))
 
-    def stack_global(self) -> None:  # noqa: D102
+    def _op_stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if isinstance(name, str) and isinstance(module, str):
             self._stack.append(self._ask(module, name))
@@ -304,35 +260,35 @@ class PickleTrace:
             self._odd("it computes the name of a global")
             self._stack.append(Instance(None))
 
-    def extension(self, width: int) -> None:  # noqa: D102
+    def _op_extension(self, width: int) -> None:
         self.stream.read(width)
         self._odd("it asks for a global by its number in the extension registry")
         self._stack.append(Instance(None))
 
-    def reduce(self) -> None:  # noqa: D102
+    def _op_reduce(self) -> None:
         args, target = self._stack.pop(), self._stack.pop()
         self._stack.append(self._call(target, args))
 
-    def new_object(self) -> None:  # noqa: D102
+    def _op_new_object(self) -> None:
         args, target = self._stack.pop(), self._stack.pop()
         self._stack.append(self._call(target, args))
 
-    def new_object_ex(self) -> None:  # noqa: D102
+    def _op_new_object_ex(self) -> None:
         self._stack.pop()
-        self.new_object()
+        self._op_new_object()
 
-    def obj(self) -> None:  # noqa: D102
+    def _op_obj(self) -> None:
         args = self._slice()
         target = args.pop(0)
         self._stack.append(self._call(target, tuple(args)))
 
-    def inst(self) -> None:  # noqa: D102
+    def _op_inst(self) -> None:
         module = self.stream.line(1 << 16).decode("ascii")
         name = self.stream.line(1 << 16).decode("ascii")
         target = self._ask(module, name)
         self._stack.append(self._call(target, tuple(self._slice())))
 
-    def build(self) -> None:  # noqa: D102
+    def _op_build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if not isinstance(target, Instance):
             self._odd("it sets attributes on something that it did not make")
@@ -375,88 +331,91 @@ class PickleTrace:
         if inner.error is not None:
             raise ValueError(inner.error)
 
-    def append(self) -> None:  # noqa: D102
+    def _op_append(self) -> None:
         self._stack.pop()
         if isinstance(self._stack[-1], Global):
             self._odd("it writes into a global")
 
-    def appends(self) -> None:  # noqa: D102
+    def _op_appends(self) -> None:
         self._slice()
         if isinstance(self._stack[-1], Global):
             self._odd("it writes into a global")
 
-    def set_item(self) -> None:  # noqa: D102
+    def _op_set_item(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
         self._entries(self._stack[-1], [key, value])
 
-    def set_items(self) -> None:  # noqa: D102
+    def _op_set_items(self) -> None:
         items = self._slice()
         self._entries(self._stack[-1], items)
 
-    def dict_of_slice(self) -> None:  # noqa: D102
+    def _op_dict_of_slice(self) -> None:
         items = self._slice()
         made = Entries()
         self._entries(made, items)
         self._stack.append(made)
 
-    def other_of_slice(self) -> None:  # noqa: D102
+    def _op_other_of_slice(self) -> None:
         self._slice()
         self._stack.append(OTHER)
 
-    def tuple_of_slice(self) -> None:  # noqa: D102
+    def _op_tuple_of_slice(self) -> None:
         items = self._slice()
         self._stack.append(tuple(items))
 
-    def tuple_of(self, count: int) -> None:  # noqa: D102
+    def _op_tuple_of(self, count: int) -> None:
         items = self._stack[-count:]
         if len(items) < count:
             raise IndexError
         self._stack[-count:] = [tuple(items)]
 
-    def get(self, index: int) -> None:  # noqa: D102
+    def _op_get(self, index: int) -> None:
         self._stack.append(self._memo[index])
 
-    def put(self, index: int) -> None:  # noqa: D102
+    def _op_put(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
 
-    def proto(self) -> None:  # noqa: D102
+    def _op_proto(self) -> None:
         number = self._size(1)
         if number > 5:
             raise ValueError(f"there is no protocol {number}")
         self.protocol = number
         self.highest_protocol = max(self.highest_protocol, number)
 
-    def frame(self) -> None:  # noqa: D102
+    def _op_frame(self) -> None:
         size = self._size(8)
         if self._frame_end is not None and self.stream.offset < self._frame_end:
             self._odd("a frame begins inside a frame")
         self._frame_end = self.stream.offset + size
 
-    def buffer(self) -> None:  # noqa: D102
+    def _op_buffer(self) -> None:
         raise ValueError("it needs buffers from outside the file")
 
 
 Handler = Callable[[PickleTrace], None]
 _M = PickleTrace
 _TABLE: dict[bytes, Handler] = {
-    b"(": _M.mark, b".": _M.stop, b"0": _M.pop, b"1": lambda m: (m._slice(), None)[1], b"2": _M.dup,
-    b"F": _M.line_other, b"I": _M.line_number, b"J": lambda m: m.integer(4), b"K": lambda m: m.integer(1),
-    b"L": _M.line_other, b"M": lambda m: m.integer(2), b"N": lambda m: m.push(lambda: None), b"P": _M.persid_line,
-    b"Q": _M.persid, b"R": _M.reduce, b"S": _M.line_string, b"T": _M.long_string, b"U": _M.short_string,
-    b"V": _M.line_unicode, b"X": lambda m: m._text(m._size(4)), b"a": _M.append, b"b": _M.build, b"c": _M.global_line,
-    b"d": _M.dict_of_slice, b"}": lambda m: m.push(Entries), b"e": _M.appends, b"g": lambda m: m.get(m._index()),
-    b"h": lambda m: m.get(m._size(1)), b"i": _M.inst, b"j": lambda m: m.get(m._size(4)), b"l": _M.other_of_slice,
-    b"]": lambda m: m.push(_Other), b"o": _M.obj, b"p": lambda m: m.put(m._index()), b"q": lambda m: m.put(m._size(1)),
-    b"r": lambda m: m.put(m._size(4)), b"s": _M.set_item, b"t": _M.tuple_of_slice, b")": lambda m: m.push(tuple),
-    b"u": _M.set_items, b"G": lambda m: m.fixed(8), b"\x80": _M.proto, b"\x81": _M.new_object,
-    b"\x82": lambda m: m.extension(1), b"\x83": lambda m: m.extension(2), b"\x84": lambda m: m.extension(4),
-    b"\x85": lambda m: m.tuple_of(1), b"\x86": lambda m: m.tuple_of(2), b"\x87": lambda m: m.tuple_of(3),
-    b"\x88": lambda m: m.push(lambda: True), b"\x89": lambda m: m.push(bool), b"\x8a": lambda m: m.long(1),
-    b"\x8b": lambda m: m.long(4), b"B": lambda m: m._bytes(m._size(4)), b"C": lambda m: m._bytes(m._size(1)),
+    b"(": _M._op_mark, b".": _M._op_stop, b"0": _M._op_pop, b"1": lambda m: (m._slice(), None)[1], b"2": _M._op_dup,
+    b"F": _M._op_line_other, b"I": _M._op_line_number, b"J": lambda m: m._op_integer(4),
+    b"K": lambda m: m._op_integer(1), b"L": _M._op_line_other, b"M": lambda m: m._op_integer(2),
+    b"N": lambda m: m._op_push(lambda: None), b"P": _M._op_persid_line, b"Q": _M._op_persid, b"R": _M._op_reduce,
+    b"S": _M._op_line_string, b"T": _M._op_long_string, b"U": _M._op_short_string, b"V": _M._op_line_unicode,
+    b"X": lambda m: m._text(m._size(4)), b"a": _M._op_append, b"b": _M._op_build, b"c": _M._op_global_line,
+    b"d": _M._op_dict_of_slice, b"}": lambda m: m._op_push(Entries), b"e": _M._op_appends,
+    b"g": lambda m: m._op_get(m._index()), b"h": lambda m: m._op_get(m._size(1)), b"i": _M._op_inst,
+    b"j": lambda m: m._op_get(m._size(4)), b"l": _M._op_other_of_slice, b"]": lambda m: m._op_push(Other),
+    b"o": _M._op_obj, b"p": lambda m: m._op_put(m._index()), b"q": lambda m: m._op_put(m._size(1)),
+    b"r": lambda m: m._op_put(m._size(4)), b"s": _M._op_set_item, b"t": _M._op_tuple_of_slice,
+    b")": lambda m: m._op_push(tuple), b"u": _M._op_set_items, b"G": lambda m: m._op_fixed(8), b"\x80": _M._op_proto,
+    b"\x81": _M._op_new_object, b"\x82": lambda m: m._op_extension(1), b"\x83": lambda m: m._op_extension(2),
+    b"\x84": lambda m: m._op_extension(4), b"\x85": lambda m: m._op_tuple_of(1), b"\x86": lambda m: m._op_tuple_of(2),
+    b"\x87": lambda m: m._op_tuple_of(3), b"\x88": lambda m: m._op_push(lambda: True),
+    b"\x89": lambda m: m._op_push(bool), b"\x8a": lambda m: m._op_long(1), b"\x8b": lambda m: m._op_long(4),
+    b"B": lambda m: m._bytes(m._size(4)), b"C": lambda m: m._bytes(m._size(1)),
     b"\x8c": lambda m: m._text(m._size(1)), b"\x8d": lambda m: m._text(m._size(8)),
-    b"\x8e": lambda m: m._bytes(m._size(8)), b"\x8f": lambda m: m.push(_Other), b"\x90": _M.appends,
-    b"\x91": _M.other_of_slice, b"\x92": _M.new_object_ex, b"\x93": _M.stack_global,
-    b"\x94": lambda m: m.put(len(m._memo)), b"\x95": _M.frame, b"\x96": lambda m: m._bytes(m._size(8)),
-    b"\x97": _M.buffer, b"\x98": _M.buffer,
+    b"\x8e": lambda m: m._bytes(m._size(8)), b"\x8f": lambda m: m._op_push(Other), b"\x90": _M._op_appends,
+    b"\x91": _M._op_other_of_slice, b"\x92": _M._op_new_object_ex, b"\x93": _M._op_stack_global,
+    b"\x94": lambda m: m._op_put(len(m._memo)), b"\x95": _M._op_frame, b"\x96": lambda m: m._bytes(m._size(8)),
+    b"\x97": _M._op_buffer, b"\x98": _M._op_buffer,
 }  # fmt: skip
 _HANDLERS: list[Handler | None] = [_TABLE.get(bytes([code])) for code in range(256)]

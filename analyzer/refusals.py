@@ -120,6 +120,8 @@ def refusal_of(seen: Seen) -> ModeliumError | None:
         return ModelFailed(message, hint=hint)
     if seen.kind == "cut-zip":
         return cut_short(seen.detail, "its central directory is missing")
+    if seen.kind == "cut-compressed":
+        return cut_short(seen.detail, "nothing can be unpacked from what is there")
     if seen.format.value == "archive":
         return Unsupported(f"This file is {seen.kind}-compressed and holds no pickle.", hint=_UNPACK)
     if seen.format.value == "unknown":

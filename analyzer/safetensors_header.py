@@ -12,8 +12,8 @@ from analyzer.formats import Seen
 from analyzer.questions import which_class
 from schemas.errors import LimitExceeded, ModelFailed
 
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
+MAX_HEADER_BYTES = 64 << 20
+"""Below the library's own limit of 100 MB: as Python objects a header takes many times its bytes."""
 MAX_TENSORS = 1_000_000
 _DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
@@ -51,7 +51,7 @@ def read_header(path: Path) -> tuple[list[SafeTensor], dict[str, str]]:
         length = int.from_bytes(handle.read(8), "little")
         if length > MAX_HEADER_BYTES:
             raise LimitExceeded(
-                f"This safetensors file announces a header of {length} bytes; the format allows {MAX_HEADER_BYTES}.",
+                f"This safetensors file announces a header of {length} bytes, above the limit of {MAX_HEADER_BYTES}.",
                 hint="It is damaged or no safetensors file; save the model again.",
                 limit=MAX_HEADER_BYTES,
                 actual=length,
@@ -100,12 +100,15 @@ def _tensor(name: str, entry: object) -> tuple[int, int, SafeTensor]:
 
 def read_safetensors(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from one safetensors file, which holds weights and no code."""
-    tensors, metadata = read_header(draft.path)
+    tensors, metadata = read_header(draft.file)
     draft.know(framework=_FRAMEWORKS.get(metadata.get("format", "pt"), "pytorch"))
     if not tensors:
         raise ModelFailed("This safetensors file holds no tensors.", hint="Save the model's weights into it.")
     draft.parameters((t.dtype, t.count, t.size_bytes) for t in tensors)
     shapes = [f"{t.name} {list(t.shape)}" for t in tensors]
+    telling = [f"{t.name} {list(t.shape)}" for t in tensors if len(t.shape) > 1]
     draft.note(f"Tensors: {listing(shapes, most=12)}.")
     if not draft.has_module:
-        draft.refuse(which_class("safetensors weights", len(tensors), listing(shapes, most=3), ".safetensors"))
+        draft.refuse(
+            which_class("a safetensors file", len(tensors), listing(telling or shapes, most=3), ".safetensors")
+        )

@@ -7,6 +7,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -57,7 +58,7 @@ class Budget:
         """Take ``number`` unpacked bytes. Raises LimitExceeded when they are spent."""
         self.unpacked_bytes -= number
         if self.unpacked_bytes < 0:
-            raise LimitExceeded("It unpacks to more than the scan reads, as a decompression bomb does.")
+            raise LimitExceeded("It unpacks to more than the scan reads, as a decompression bomb does.", bomb=True)
 
     def spend_opcodes(self, number: int) -> None:
         """Take ``number`` pickle opcodes. Raises LimitExceeded when they are spent."""
@@ -115,12 +116,12 @@ class Unpacked(io.RawIOBase):
                 break
             if some is None:
                 break
-            out = some
+            out = some  # empty: it needs more input first
         self._given += len(out)
         self._budget.spend_unpacked(len(out))
         if self._given > self._budget.ratio_from_bytes and self._given > self._budget.ratio * max(self._taken, 1):
             raise LimitExceeded(
-                f"It unpacks to more than {self._budget.ratio} times its size, as a decompression bomb does."
+                f"It unpacks to more than {self._budget.ratio} times its size, as a decompression bomb does.", bomb=True
             )
         buffer[: len(out)] = out
         return len(out)
@@ -138,15 +139,35 @@ class Unpacked(io.RawIOBase):
                 rest = self._feed()
             if self._packing == "deflate" or not rest:
                 return None
-            self._engine, self._pending = _engine(self._packing), rest.lstrip(b"\0") if self._packing == "gzip" else rest
+            self._engine, self._pending = (
+                _engine(self._packing),
+                rest.lstrip(b"\0") if self._packing == "gzip" else rest,
+            )
         by_zlib = self._packing in ("gzip", "zlib", "deflate")
         if not self._pending and (by_zlib or self._engine.needs_input):
             self._pending = self._feed()
             if not self._pending:
                 raise EOFError("it ends early")
-        out: bytes = self._engine.decompress(self._pending, want)
-        self._pending = self._engine.unconsumed_tail if by_zlib else b""
+        if not by_zlib:
+            out: bytes = self._engine.decompress(self._pending, want)
+            self._pending = b""
+            return out
+        before = self._engine.copy()
+        try:
+            out = self._engine.decompress(self._pending, want)
+        except zlib.error as error:
+            # A wrong checksum throws away what came just before it, which a loader may have taken already.
+            self.broken = f"its {self._packing} data breaks off ({error})"
+            return self._salvaged(before, want)
+        self._pending = self._engine.unconsumed_tail
         return out
+
+    def _salvaged(self, engine: Any, want: int) -> bytes:
+        parts: list[bytes] = []
+        with suppress(zlib.error):
+            for at in range(len(self._pending)):
+                parts.append(engine.decompress(self._pending[at : at + 1]))
+        return b"".join(parts)[:want]
 
 
 class ScanStream:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analyzer.content_scan import ContentScan
 from schemas.descriptor import SecurityFinding
+from schemas.errors import LimitExceeded
 from schemas.sidecar import Sidecar
 
 
@@ -16,17 +17,21 @@ def scan(
     sidecar: Sidecar | None = None,
     code: Path | None = None,
 ) -> tuple[SecurityFinding, ...]:
-    """Scan ``path`` (a file, or a folder with all its members) and the sidecar's ``code`` folder; the worst comes first.
+    """Scan ``path`` (a file, or a folder with all its members) and the ``code`` folder; the worst comes first.
 
     No finding but ``info`` means clean: every pickle was followed to its end and asks for allowed names alone.
     ``allowed_globals`` lifts what is merely unknown, never what is dangerous. That a joblib file is clean holds for
     joblib's own loader. Raises nothing for hostile content.
     """
     found = ContentScan(frozenset(allowed_globals))
-    if path.is_dir():
-        found.folder(path, sidecar)
-    else:
-        found.file(path)
-    if code is not None and code != path:
-        found.code_folder(code, sidecar)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            named = sidecar.module.file if sidecar is not None and sidecar.module is not None else None
+            found.folder(path, frozenset({named} if named else ()))
+        else:
+            found.file(path)
+        if code is not None and code != path:
+            found.code_folder(code)
+    except LimitExceeded as error:
+        found.limit(error)
     return found.result()

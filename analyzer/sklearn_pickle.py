@@ -19,7 +19,7 @@ _REGRESSORS = ("Regressor", "Regression", "SVR", "Ridge", "Lasso", "ElasticNet",
 def read_pickled(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from a pickle, compressed or not. Nothing in it is imported or called."""
     try:
-        with open_bytes(draft.path) as source:
+        with open_bytes(draft.file) as source:
             reading = read_pickle(source)
     except EOFError:
         raise cut_short("pickle", f"it ends after {draft.size_bytes} bytes, before the pickle does") from None

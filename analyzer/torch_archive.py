@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from analyzer.byte_source import ByteSource
@@ -23,7 +24,7 @@ from analyzer.torch_tensors import (
     weights_in,
 )
 from analyzer.zip_members import ZipMembers, open_zip
-from schemas.descriptor import Format, KnownBy
+from schemas.descriptor import Format
 from schemas.errors import ModelFailed
 
 MAX_PICKLE_BYTES = 256 << 20
@@ -31,13 +32,15 @@ MAX_CODE_BYTES = 16 << 20
 MAX_CODE_FILES = 2000
 
 _OPERATOR = re.compile(r"\b(?:torch|ops\.(?P<space>\w{1,40}))\.(?P<name>[a-z_]\w{0,60})\(")
+_NO_OPERATORS = frozenset({"aten::format", "aten::append", "aten::warn", "aten::unchecked_cast"})
+"""Calls of the TorchScript language, not of tensors."""
 _FORWARD = re.compile(r"  def forward\((?P<arguments>[^)]{0,4000})\) -> (?P<result>[^:\n]{1,400}):")
 _ARGUMENT = re.compile(r"(\w{1,100}): ([^,\n]{1,200}(?:\[[^\]]{0,200}\])?)")
 
 
 def read_torch_zip(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from a torch zip that is no TorchScript."""
-    with open_zip(draft.path) as members:
+    with open_zip(draft.file) as members:
         root = _pickle(members, f"{seen.detail}/data.pkl").root
         draft.know(framework="pytorch")
         describe_saved(draft, root)
@@ -110,13 +113,15 @@ def _check_storages(members: ZipMembers, root_name: str, root: Value) -> None:
 
 def read_torchscript(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from a TorchScript archive: class, tensors, operators, and what ``forward`` takes."""
-    with open_zip(draft.path) as members:
+    with open_zip(draft.file) as members:
         root = _pickle(members, f"{seen.detail}/data.pkl").root
         draft.know(framework="pytorch", producer="TorchScript")
         if isinstance(root, Instance) and root.kind is not None:
             draft.know(architecture=re.sub(r"\.___torch_mangle_\d+", "", root.kind.path).rpartition(".")[2])
-        tensors: list[tuple[str, Tensor]] = list(named_tensors(root))
-        record(draft, tensors)
+        constants = _pickle(members, f"{seen.detail}/constants.pkl").root
+        # Constants lie in another folder than weights, so that equal keys are different storages.
+        shared = [(name, replace(tensor, key=f"constants/{tensor.key}")) for name, tensor in named_tensors(constants)]
+        record(draft, [*named_tensors(root), *shared])
         _check_storages(members, seen.detail, root)
         code = _code(members, seen.detail)
         counts: dict[str, int] = {}
@@ -124,7 +129,7 @@ def read_torchscript(draft: Draft, seen: Seen) -> None:
             for found in _OPERATOR.finditer(text):
                 name = f"{found['space'] or 'aten'}::{found['name']}"
                 counts[name] = counts.get(name, 0) + 1
-        draft.operators(counts)
+        draft.operators({name: number for name, number in counts.items() if name not in _NO_OPERATORS})
         if isinstance(root, Instance) and root.kind is not None:
             _forward(draft, code, root.kind.path)
         for member in (f"{seen.detail}/extra/", "extra/"):
@@ -153,4 +158,3 @@ def _forward(draft: Draft, code: dict[str, str], class_path: str) -> None:
     arguments = [f"{a} ({clean(kind, 60)})" for a, kind in _ARGUMENT.findall(found["arguments"])[1:] if a]
     if arguments:
         draft.note(f"forward takes {', '.join(arguments[:20])} and returns {clean(found['result'], 120)}.")
-        draft.known_by["notes"] = KnownBy.HEADER

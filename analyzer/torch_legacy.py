@@ -18,7 +18,7 @@ _WHAT = "PyTorch file in the format before 1.6"
 def read_torch_legacy(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from a legacy torch file; the format's parts are magic, version, system, object, keys, data."""
     try:
-        with open_bytes(draft.path) as source:
+        with open_bytes(draft.file) as source:
             for _ in range(3):
                 read_pickle(source, max_opcodes=10_000)
             root = read_pickle(source).root

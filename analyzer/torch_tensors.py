@@ -177,5 +177,6 @@ def record(draft: Draft, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def first_shapes(tensors: list[tuple[str, Tensor]], most: int = 3) -> str:
-    """Return the first tensors as ``name [shape]``, to help a person recognise their model."""
-    return listing([f"{name} {tensor.text()}" for name, tensor in tensors], most=most)
+    """Return the first matrices and kernels as ``name [shape]``, to help a person recognise their model."""
+    telling = [(name, tensor) for name, tensor in tensors if len(tensor.shape) > 1] or tensors
+    return listing([f"{name} {tensor.text()}" for name, tensor in telling], most=most)

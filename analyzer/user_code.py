@@ -10,22 +10,34 @@ from schemas.descriptor import SecurityFinding, Severity
 
 MAX_SOURCE_BYTES = 4 << 20
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _USUAL = frozenset(
-    "__future__ abc argparse array bisect collections contextlib copy dataclasses datetime decimal einops enum "
-    "fractions functools heapq itertools json logging math numbers numpy operator random re scipy sklearn statistics "
-    "string struct textwrap time timm torch torchaudio torchvision transformers types typing typing_extensions uuid "
-    "warnings weakref safetensors accelerate diffusers packaging flash_attn xformers sentencepiece tokenizers "
-    "huggingface_hub peft".split()
+    _words(
+        "__future__ abc argparse array bisect collections contextlib copy dataclasses datetime decimal einops enum "
+        "fractions functools heapq itertools json logging math numbers numpy operator random re scipy sklearn "
+        "statistics string struct textwrap time timm torch torchaudio torchvision transformers types typing "
+        "typing_extensions uuid warnings weakref safetensors accelerate diffusers packaging flash_attn xformers "
+        "sentencepiece tokenizers huggingface_hub peft"
+    )
 )
 _DANGEROUS_IMPORTS = frozenset(
-    "subprocess socket ssl ctypes cffi pty tty runpy multiprocessing asyncio http urllib urllib2 urllib3 requests httpx "
-    "aiohttp ftplib smtplib telnetlib paramiko xmlrpc socketserver webbrowser code codeop pdb bdb pip ensurepip venv "
-    "marshal imp antigravity signal fcntl posix nt _posixsubprocess atexit pexpect sh commands pyautogui pynput "
-    "winreg msvcrt faulthandler".split()
+    _words(
+        "subprocess socket ssl ctypes cffi pty tty runpy multiprocessing asyncio http urllib urllib2 urllib3 requests "
+        "httpx aiohttp ftplib smtplib telnetlib paramiko xmlrpc socketserver webbrowser code codeop pdb bdb pip "
+        "ensurepip venv marshal imp antigravity signal fcntl posix nt _posixsubprocess atexit pexpect sh commands "
+        "pyautogui pynput winreg msvcrt faulthandler"
+    )
 )
 _WATCHED_IMPORTS = frozenset(
-    "os sys io pathlib shutil tempfile glob fileinput importlib inspect pickle cPickle _pickle dill cloudpickle joblib "
-    "shelve builtins gc dis threading concurrent sqlite3 pkgutil zipimport platform pwd grp linecache mmap codecs yaml".split()
+    _words(
+        "os sys io pathlib shutil tempfile glob fileinput importlib inspect pickle cPickle _pickle dill cloudpickle "
+        "joblib shelve builtins gc dis threading concurrent sqlite3 pkgutil zipimport platform pwd grp linecache mmap "
+        "codecs yaml"
+    )
 )
 """Not wrong by being imported; what is called on them is judged."""
 _HARMLESS_CALLS = ("os.path.", "os.environ.get", "os.getenv", "os.cpu_count", "os.fspath", "os.sep", "sys.version",
@@ -35,28 +47,31 @@ _HARMLESS_CALLS = ("os.path.", "os.environ.get", "os.getenv", "os.cpu_count", "o
                    "io.BytesIO", "io.StringIO", "threading.Lock", "threading.RLock", "threading.local",
                    "codecs.encode", "codecs.decode", "sys.getsizeof", "sys.getrecursionlimit", "platform.machine",
                    "platform.python_version", "inspect.getmembers", "inspect.Parameter")  # fmt: skip
-_DANGEROUS_CALLS = (
+_DANGEROUS_CALLS = _words(
     "os.system os.popen os.exec os.spawn os.posix_spawn os.fork os.kill os.remove os.unlink os.rmdir os.rename "
-    "os.startfile os.setuid os.setgid os.chmod os.chown os.symlink os.link os.putenv os.dup os.pipe "
-    "shutil.rmtree shutil.move shutil.chown importlib.import_module importlib.__import__ importlib.reload "
-    "importlib.machinery importlib.util.spec_from importlib.util.module_from pickle.loads pickle.Unpickler "
-    "cPickle.loads _pickle.loads dill.loads cloudpickle.loads sys.settrace sys.setprofile sys._getframe sys.meta_path "
-    "sys.path_hooks builtins.eval builtins.exec builtins.compile builtins.__import__ "
-    "gc.get_objects gc.get_referrers codecs.register yaml.load yaml.unsafe_load torch.hub torch.ops.load_library "
+    "os.startfile os.setuid os.setgid os.chmod os.chown os.symlink os.link os.putenv os.dup os.pipe shutil.rmtree "
+    "shutil.move shutil.chown importlib.import_module importlib.__import__ importlib.reload importlib.machinery "
+    "importlib.util.spec_from importlib.util.module_from pickle.loads pickle.Unpickler cPickle.loads "
+    "_pickle.loads dill.loads cloudpickle.loads sys.settrace sys.setprofile sys._getframe sys.meta_path "
+    "sys.path_hooks builtins.eval builtins.exec builtins.compile builtins.__import__ gc.get_objects "
+    "gc.get_referrers codecs.register yaml.load yaml.unsafe_load torch.hub torch.ops.load_library "
     "torch.classes.load_library torch.utils.cpp_extension torch.distributed.rpc numpy.ctypeslib numpy.f2py "
-    "types.FunctionType types.CodeType threading.settrace zipimport.".split()
-)  # fmt: skip
-_WATCHED_CALLS = (
-    "os. sys. io. shutil. tempfile. glob. fileinput. importlib. inspect. pickle. cPickle. _pickle. dill. cloudpickle. "
-    "joblib. shelve. builtins. gc. dis. threading. concurrent. sqlite3. pkgutil. mmap. codecs. platform. pwd. grp. "
-    "linecache. torch.load torch.jit.load torch.save torch.utils.data.DataLoader torch.multiprocessing numpy.load "
-    "numpy.save numpy.fromfile numpy.memmap".split()
+    "types.FunctionType types.CodeType threading.settrace zipimport."
+)
+_WATCHED_CALLS = _words(
+    "os. sys. io. shutil. tempfile. glob. fileinput. importlib. inspect. pickle. cPickle. _pickle. dill. "
+    "cloudpickle. joblib. shelve. builtins. gc. dis. threading. concurrent. sqlite3. pkgutil. mmap. codecs. "
+    "platform. pwd. grp. linecache. torch.load torch.jit.load torch.save torch.utils.data.DataLoader "
+    "torch.multiprocessing numpy.load numpy.save numpy.fromfile numpy.memmap"
 )
 _DANGEROUS_NAMES = frozenset({"eval", "exec", "compile", "__import__", "__builtins__", "breakpoint", "__loader__"})
 _DANGEROUS_ATTRIBUTES = frozenset(
-    "__builtins__ __globals__ __subclasses__ __code__ __mro__ __bases__ __base__ __closure__ __import__ __loader__ "
-    "__reduce__ __reduce_ex__ __getattribute__ f_globals f_locals f_back gi_frame tb_frame cr_frame".split()
+    _words(
+        "__builtins__ __globals__ __subclasses__ __code__ __mro__ __bases__ __base__ __closure__ __import__ "
+        "__loader__ __reduce__ __reduce_ex__ __getattribute__ f_globals f_locals f_back gi_frame tb_frame cr_frame"
+    )
 )
+_HELD = frozenset(_words("os sys subprocess builtins importlib ctypes socket shutil pickle marshal"))
 _WATCHED_NAMES = {"open": "builtins.open", "input": "builtins.input", "globals": "builtins.globals",
                   "vars": "builtins.vars", "locals": "builtins.locals"}  # fmt: skip
 
@@ -75,17 +90,19 @@ def findings_of(source: bytes, where: str, *, allowed: frozenset[str] = frozense
         return [_finding("user-code-unreadable", Severity.UNKNOWN, "This file is not valid Python 3.", place)]
     names: dict[str, str] = {}
     found: list[SecurityFinding] = []
-    for imported, alias, line in _imports(tree, names):
+    for imported, line in _imports(tree, names):
         root = imported.split(".")[0]
-        del alias
         spot = f"{place} line {line}"
-        if root in _DANGEROUS_IMPORTS or imported.startswith(_dots(_DANGEROUS_CALLS)):
+        everything = root in _WATCHED_IMPORTS and imported.endswith(".*")
+        if root in _DANGEROUS_IMPORTS or imported.startswith(_DANGEROUS_CALLS) or everything:
             found.append(
                 _finding(
-                    "user-code-import", Severity.DANGER,
+                    "user-code-import",
+                    Severity.DANGER,
                     f"This code imports {imported}, which reaches processes, the network or code at run time.",
-                    spot, imported,
-                )  # fmt: skip
+                    spot,
+                    imported,
+                )
             )
         else:
             usual = root in _USUAL or root in _WATCHED_IMPORTS or not root
@@ -95,7 +112,11 @@ def findings_of(source: bytes, where: str, *, allowed: frozenset[str] = frozense
         severity = _judge(dotted)
         if severity is Severity.INFO or (severity is Severity.UNKNOWN and dotted in allowed):
             continue
-        what = "which runs commands or code at run time" if severity is Severity.DANGER else "which reaches files or objects"
+        what = (
+            "which runs commands or code at run time"
+            if severity is Severity.DANGER
+            else "which reaches files or objects"
+        )
         found.append(
             _finding("user-code-call", severity, f"This code uses {dotted}, {what}.", f"{place} line {line}", dotted)
         )
@@ -108,28 +129,25 @@ def _finding(code: str, severity: Severity, message: str, where: str, subject: s
     )
 
 
-def _dots(names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(names)
-
-
-def _imports(tree: ast.Module, names: dict[str, str]) -> Iterator[tuple[str, str, int]]:
+def _imports(tree: ast.Module, names: dict[str, str]) -> Iterator[tuple[str, int]]:
     """Yield what is imported; fills ``names``: local name to dotted path."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for item in node.names:
                 root = item.name.split(".")[0]
                 names[item.asname or root] = item.name if item.asname else root
-                yield item.name, item.asname or root, node.lineno
+                yield item.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
             module = "" if node.level else (node.module or "")
             for item in node.names:
                 names[item.asname or item.name] = f"{module}.{item.name}" if module else item.name
-                yield f"{module}.{item.name}" if module else "", item.asname or item.name, node.lineno
+                yield f"{module}.{item.name}" if module else "", node.lineno
 
 
 def _uses(tree: ast.Module, names: dict[str, str]) -> Iterator[tuple[str, int]]:
     """Yield every dotted path the code mentions, resolved through its imports and plain assignments of them."""
     inner: set[int] = set()
+    bound = _bound(tree)
     changed = True
     while changed:  # x = os; y = x.system
         changed = False
@@ -157,12 +175,25 @@ def _uses(tree: ast.Module, names: dict[str, str]) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.Name) and id(node) not in inner and isinstance(node.ctx, ast.Load):
             if node.id in _DANGEROUS_NAMES and node.id not in names:
                 yield f"builtins.{node.id}" if not node.id.startswith("__b") else node.id, node.lineno
-            elif node.id in _WATCHED_NAMES and node.id not in names:
+            elif node.id in _WATCHED_NAMES and node.id not in names and node.id not in bound:
                 yield _WATCHED_NAMES[node.id], node.lineno
             elif node.id in names:
                 yield names[node.id], node.lineno
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             yield from _getattr(node, names)
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Return every name the file gives a meaning of its own: ``input`` is a parameter of many forward methods."""
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+    return bound
 
 
 def _getattr(node: ast.Call, names: dict[str, str]) -> Iterator[tuple[str, int]]:
@@ -195,12 +226,17 @@ def _path(node: ast.expr, names: dict[str, str]) -> str | None:
 
 
 def _judge(dotted: str) -> Severity:
+    # A module that another one happens to hold is that module: torch.os is os.
+    parts = dotted.split(".")
+    held = [at for at, part in enumerate(parts) if at and part in _HELD]
+    if held:
+        dotted = ".".join(parts[held[-1] :])
     if dotted.startswith("getattr(") or dotted.split(".")[0] in _DANGEROUS_NAMES | _DANGEROUS_ATTRIBUTES:
         return Severity.DANGER
-    if dotted.startswith(tuple(_DANGEROUS_CALLS)) or dotted.split(".")[0] in _DANGEROUS_IMPORTS:
+    if dotted.startswith(_DANGEROUS_CALLS) or dotted.split(".")[0] in _DANGEROUS_IMPORTS:
         return Severity.DANGER
     if dotted in _WATCHED_IMPORTS or dotted.startswith(_HARMLESS_CALLS):
         return Severity.INFO
-    if dotted.startswith(tuple(_WATCHED_CALLS)):
+    if dotted.startswith(_WATCHED_CALLS):
         return Severity.UNKNOWN
     return Severity.INFO

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from analyzer.draft import clean
+from analyzer.draft import CutShort, clean
 from schemas.descriptor import SecurityFinding, Severity
 from schemas.errors import ModeliumError, NeedsInput, Quarantined
+
+_ALSO_DAMAGE = frozenset({"zip-mismatch", "zip-trailing", "zip-prefix"})
+"""Dangers in a whole zip that a cut one shows too, when the end of a zip inside it is taken for its own."""
 
 
 def decide(refusal: ModeliumError | None, findings: tuple[SecurityFinding, ...]) -> ModeliumError | None:
@@ -14,6 +17,8 @@ def decide(refusal: ModeliumError | None, findings: tuple[SecurityFinding, ...])
     """
     dangers = [finding for finding in findings if finding.severity is Severity.DANGER]
     unknowns = [finding for finding in findings if finding.severity is Severity.UNKNOWN]
+    if isinstance(refusal, CutShort) and all(finding.code in _ALSO_DAMAGE for finding in dangers):
+        return refusal
     if dangers:
         return Quarantined(
             _sentence(dangers),

@@ -218,7 +218,8 @@ def _local(
         layout.fault("zip-mismatch", Severity.DANGER, "A member of this zip is not where its directory says.", name)
         return None
     own_flags, own_method = struct.unpack_from("<HH", head, 6)
-    own_crc, own_packed, own_size, name_size, extra_size = struct.unpack_from("<IIIHH", head, 14)
+    own_crc, own_packed, own_size = struct.unpack_from("<III", head, 14)
+    name_size, extra_size = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
     own_name = handle.read(name_size)
     own_size, own_packed, _ = _wide(handle.read(extra_size), own_size, own_packed, 0)
     if (flags | own_flags) & _HIDING_FLAGS:
@@ -228,19 +229,12 @@ def _local(
             name,
         )  # fmt: skip
     differs = [
-        word
-        for word, one, other in (
-            ("name", raw_name, own_name),
-            ("method", method, own_method),
-            # Where a descriptor follows the data, the local header may leave these at zero.
-            *(
-                (word, one, other)
-                for word, one, other in (("checksum", crc, own_crc), ("packed size", packed, own_packed), ("size", size, own_size))
-                if not (own_flags & _HAS_DESCRIPTOR and other == 0)
-            ),
-        )
-        if one != other
-    ]  # fmt: skip
+        word for word, one, other in (("name", raw_name, own_name), ("method", method, own_method)) if one != other
+    ]
+    for word, one, other in (("checksum", crc, own_crc), ("packed size", packed, own_packed), ("size", size, own_size)):
+        # Where a descriptor follows the data, the local header may leave these at zero.
+        if one != other and (other or not own_flags & _HAS_DESCRIPTOR):
+            differs.append(word)
     if differs:
         layout.fault(
             "zip-mismatch", Severity.DANGER,

@@ -43,7 +43,12 @@ def _check_end(path: Path) -> None:
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < 22:
         raise NoCentralDirectory("Its central directory is missing.")
-    members, directory_bytes = struct.unpack_from("<H", tail, at + 10)[0], struct.unpack_from("<I", tail, at + 12)[0]
+    members, directory_bytes, directory_at, comment = struct.unpack_from("<HIIH", tail, at + 10)
+    position = max(0, size - (1 << 16) - 42) + at
+    ends_here = at + 22 + comment == len(tail)
+    if not ends_here and directory_at != 0xFFFFFFFF and directory_at + directory_bytes not in (position, position - 76):
+        # The end record of a zip that is a member of this one, whose own end is gone.
+        raise NoCentralDirectory("Its central directory is missing.")
     if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
         end64 = struct.unpack_from("<Q", tail, at - 12)[0]
         with path.open("rb") as handle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +58,16 @@ def find(run: Run, guess: Guess, seed: int, domains: Mapping[str, Domain]) -> Si
         together = tuple(axis for axis in stuck if guess.sizes[axis] == size)
         if len(together) > 1 and explorer.vary(together):
             explorer.merge(together)
+    leading = [spec.shape[0] for spec in guess.inputs if spec.shape]
+    alone = {
+        axis: 1
+        for axis in stuck
+        if axis not in explorer.dynamic and axis in leading and guess.sizes[axis] != 1 and guess.feeds is None
+    }
+    if alone:
+        # What cannot change is better fixed at one row than at the two it was tried with; squeeze() makes such models.
+        with contextlib.suppress(ModelFailed):
+            return find(run, Guess(guess.inputs, {**guess.sizes, **alone}), seed, domains)
     return explorer.signature()
 
 

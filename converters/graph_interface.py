@@ -25,24 +25,25 @@ def restore_inputs(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> tuple
     An input that the exporter dropped because nothing uses it comes back unused, so that clients need not know.
     Raises ConversionFailed when the graph has an input of another name.
     """
-    import onnx
-
     weights = {tensor.name for tensor in model.graph.initializer}
     found = {value.name: value for value in model.graph.input if value.name not in weights}
     extra = sorted(set(found) - {spec.name for spec in specs})
     if extra:
         raise ConversionFailed(f"The exporter made an input {extra[0]!r} that the original does not have.")
     dropped = [spec.name for spec in specs if spec.name not in found]
-    values = [
-        found.get(spec.name)
-        or onnx.helper.make_tensor_value_info(spec.name, _ELEMENT_TYPES[spec.dtype], list(spec.shape))
-        for spec in specs
-    ]
+    values = [found.get(spec.name) or value_info(spec) for spec in specs]
     del model.graph.input[:]
     model.graph.input.extend(values)
     # Before version 4 weights had to be inputs as well, and here they no longer are.
     model.ir_version = max(model.ir_version, 4)
     return tuple(f"Nothing in the model uses input {name!r}; it is accepted and ignored." for name in dropped)
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    """Return ``spec`` as a graph's input or output."""
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(spec.name, _ELEMENT_TYPES[spec.dtype], list(spec.shape))
 
 
 def restore_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:

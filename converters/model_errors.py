@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+
 RAISED_BY_MODELS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
@@ -15,6 +18,8 @@ RAISED_BY_MODELS: tuple[type[Exception], ...] = (
     SyntaxError,
     TypeError,
     ValueError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
 )
 """What a person's class, an exporter or a framework raises about a model. MemoryError is not among them: it is the
 sandbox's limit speaking."""

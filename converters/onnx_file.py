@@ -24,6 +24,7 @@ OUTPUT_FOLDER = "model"
 INLINE_BYTES = 1_900_000_000
 """Above it the weights go to a file of their own; protobuf ends at 2 GiB, and the graph needs room beside them."""
 
+FLOAT32, INT64, FLOAT64 = 1, 7, 11
 _DTYPES: dict[int, DType] = {
     1: "float32",
     2: "uint8",
@@ -101,6 +102,14 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
     return file
 
 
+def has_data_files(path: Path) -> bool:
+    """Whether the model at ``path`` keeps weights in files beside it."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer)
+
+
 def size_bytes(model: onnx.ModelProto) -> int:
     """Return how much ``model`` takes as one file; above 2 GiB, its weights alone."""
     # ByteSize itself fails above 2 GiB, so the weights are counted first.
@@ -168,9 +177,12 @@ def opset(model: onnx.ModelProto) -> int:
 
 
 def session(
-    path: Path, *, threads: int = 1, options: onnxruntime.SessionOptions | None = None
+    path: Path | bytes, *, threads: int = 1, options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
-    """Open ``path`` in onnxruntime on the CPU. Raises ConversionFailed that says what onnxruntime refuses."""
+    """Open the model at ``path``, or its bytes, in onnxruntime on the CPU.
+
+    Raises ConversionFailed that says what onnxruntime refuses.
+    """
     import onnxruntime
 
     if options is None:
@@ -179,7 +191,8 @@ def session(
         options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        where = path if isinstance(path, bytes) else str(path)
+        return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
     except onnxruntime_errors() as error:
         raise ConversionFailed(
             f"onnxruntime refuses the model: {_reason(error)}.", hint="It is not published; another way is tried."

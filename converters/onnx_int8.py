@@ -48,7 +48,8 @@ def convert(context: StepContext) -> StepOutcome:
             "The model has no MatMul or Gemm to quantise.",
             hint="int8 without calibration is for models that multiply matrices by constant weights.",
         )
-    convolutions = onnx_file.operators(model).get("Conv", 0)
+    counts = onnx_file.operators(model)
+    convolutions = counts.get("Conv", 0) + counts.get("com.microsoft::FusedConv", 0)
     folder = context.out / onnx_file.OUTPUT_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / onnx_file.MODEL_FILE

@@ -38,6 +38,9 @@ def convert(context: StepContext) -> StepOutcome:
             context.progress(0.15, f"Raising the opset to {options.min_opset}")
             source, note = _raise_opset(model, source, options.min_opset, scratch)
             notes.append(note)
+        if onnx_file.has_data_files(source):
+            # onnxruntime would write a graph that points at the original's data files.
+            source = onnx_file.save(model, scratch)
         big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
         del model
         context.progress(0.3, "Folding and fusing the graph")

@@ -72,7 +72,7 @@ def parity(context: StepContext) -> StepOutcome:
     )
     report = ParityReport(
         passed=not reason,
-        reason=(reason or _praise(outputs, reference.report.cases))[:500],
+        reason=(reason or _praise(outputs, reference.report.cases, tolerance))[:500],
         precision=options.precision,
         tolerance=tolerance,
         outputs=outputs,
@@ -179,13 +179,19 @@ def _served(own: Sequence[TensorSpec], originals: Sequence[TensorSpec], batching
     return tuple(served)
 
 
-def _praise(outputs: Sequence[OutputParity], cases: Sequence[ReferenceCase]) -> str:
+def _praise(outputs: Sequence[OutputParity], cases: Sequence[ReferenceCase], tolerance: Tolerance) -> str:
     parts = []
     for output in outputs[:4]:
         if output.method == "agreement":
             parts.append(f"{output.name} agrees in {output.agreement:.2%} of values")
         else:
             figure = f" (cosine {output.cosine:.5f})" if output.cosine is not None else ""
+            if output.cosine is not None and output.cosine < tolerance.min_cosine:
+                # Small outputs stay within atol whatever their direction, so a reader must see which rule let it pass.
+                figure = (
+                    f" (within atol {tolerance.atol:g}, although cosine {output.cosine:.5f} is below "
+                    f"{tolerance.min_cosine:g})"
+                )
             parts.append(f"{output.name} differs by at most {output.max_abs:.2g}{figure}")
     more = f" and {len(outputs) - 4} more outputs" if len(outputs) > 4 else ""
     return f"Over {len(cases)} cases, {', '.join(parts)}{more}."

@@ -6,15 +6,19 @@ import resource
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from converters.axes import Guess, Signature, find
+from converters.domain import Domain
 from converters.runners import Runner, descriptor_of, load_original
-from converters.sampling import sidecar_samples, usual_size
+from converters.sampling import random_feeds, sidecar_samples, usual_size
 from schemas.catalog import ProbeOptions
 from schemas.descriptor import BATCH_AXIS, Dim, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
 from schemas.errors import ModelFailed, NeedsInput
 from schemas.step_io import StepContext, StepOutcome
 
 _TRIED_KEPT = 40
+_USUAL_IMAGE = 64
 
 
 def probe(context: StepContext) -> StepOutcome:
@@ -41,6 +45,7 @@ def probe(context: StepContext) -> StepOutcome:
             tried.append(f"{guess}: {error.args[0]}"[:300])
             continue
         tried += [f"{guess}: runs", *signature.tried]
+        _enlarge(runner, signature, domains)
         context.progress(0.9, "the model runs")
         descriptor = _completed(context, runner, signature)
         return StepOutcome(report=ProbeReport(descriptor=descriptor, tried=_kept(tried)))
@@ -69,6 +74,21 @@ def _guesses(context: StepContext, runner: Runner) -> Iterator[Guess]:
             from converters.probe_torch import torch_guesses
 
             yield from torch_guesses(runner)
+
+
+def _enlarge(runner: Runner, signature: Signature, domains: dict[str, Domain]) -> None:
+    """Raise the example size of an image model that takes any size: the first small one that ran is no usual image."""
+    axes = [axis for axis in ("height", "width") if signature.sizes.get(axis, _USUAL_IMAGE) < _USUAL_IMAGE]
+    if len(axes) < 2:
+        return
+    sizes = {**signature.sizes, **dict.fromkeys(axes, _USUAL_IMAGE)}
+    try:
+        runner.run(random_feeds(signature.inputs, sizes, np.random.default_rng(0), domains))
+    except ModelFailed as error:
+        signature.tried.append(f"height, width = {_USUAL_IMAGE}: {error.args[0]}"[:300])
+    else:
+        signature.tried.append(f"height, width = {_USUAL_IMAGE}: runs")
+        signature.sizes.update(sizes)
 
 
 def _from_sidecar(context: StepContext, runner: Runner) -> list[Guess]:
@@ -205,7 +225,8 @@ def _example(tried: list[str], name: str) -> str:
         head = line.split(": ", 1)[0]
         if f"{name} " in head and "[" in head:
             rank = head.split(f"{name} ", 1)[1].split("]", 1)[0].count(",") + 1
-            dims = {1: [BATCH_AXIS], 2: [BATCH_AXIS, 64], 3: [BATCH_AXIS, "sequence", 64]}.get(rank, dims)
+            examples: dict[int, list[Dim]] = {1: [BATCH_AXIS], 2: [BATCH_AXIS, 64], 3: [BATCH_AXIS, "sequence", 64]}
+            dims = examples.get(rank, dims)
             break
     return "[" + ", ".join(str(dim) for dim in dims) + "]"
 

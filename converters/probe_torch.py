@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from converters.axes import Guess
@@ -23,6 +23,8 @@ _LARGE_IMAGES = (224, 256, 299, 384, 512, 128, 96, 64, 32, 28, 16, 8)
 _LENGTHS_1D = (64, 128, 256, 32, 16, 100, 1000, 16_000)
 _VOLUMES = (16, 32, 64, 112)
 _SEQUENCES = (16, 8, 32, 64, 128, 10, 1)
+_COMPANIONS = 12
+"""Shapes tried for the inputs that no weights touch."""
 _BIG_MODEL = 5_000_000
 """Parameters above which an image model is more likely made for 224 than for 28 pixels."""
 
@@ -38,39 +40,47 @@ def torch_guesses(runner: Runner) -> Iterator[Guess]:
     names = runner.source.input_names
     hints = _hints(runner, names)
     big = _parameters(runner) > _BIG_MODEL
-    single = len(names) == 1
-    shapes = [list(_shapes(hints.get(name, []), big=big, single=single)) for name in names]
-    known = [options[0] for options in shapes if options]
-    if not known:
+    single = sum(1 for name in names if hints.get(name)) == 1
+    told = {name: list(_shapes(hints.get(name, []), big=big, single=single)) for name in names}
+    together = _together({name: options for name, options in told.items() if options})
+    if not together:
         return
-    for name, options in zip(names, shapes, strict=True):
-        if not options:
-            options.extend(_companions(name, known))
-    # Inputs of one model mostly go together: equally likely options first, then every combination.
-    guesses: list[tuple[Shape, ...]] = []
-    longest = max(len(options) for options in shapes)
-    for number in range(longest):
-        guesses.append(tuple(options[min(number, len(options) - 1)] for options in shapes))
-    if not single:
-        guesses += list(itertools.islice(itertools.product(*(options[:8] for options in shapes)), 200))
-    seen: list[tuple[Shape, ...]] = []
+    seen: list[tuple[dict[str, Shape], int]] = []
     for batch in (TRACE_BATCH, 1):
-        for guess in guesses:
-            if (key := (*guess, ("int64", (batch,), {}))) not in seen:
-                seen.append(key)
-                yield _joined(names, guess, batch)
+        for variant in range(_COMPANIONS if len(together[0]) < len(names) else 1):
+            for known in together:
+                shapes = {name: known.get(name) or _companion(name, known, variant) for name in names}
+                if (shapes, batch) not in seen:
+                    seen.append((shapes, batch))
+                    yield _joined(shapes, batch)
 
 
-def _joined(names: Sequence[str], shapes: Sequence[Shape], batch: int) -> Guess:
-    sizes: dict[str, int] = {BATCH_AXIS: batch}
+def _together(options: Mapping[str, Sequence[Shape]]) -> list[dict[str, Shape]]:
+    """Return what the inputs that weights tell of may be together: equally likely shapes first, then every mix."""
+    if not options:
+        return []
+    longest = max(len(shapes) for shapes in options.values())
+    found = [
+        {name: shapes[min(number, len(shapes) - 1)] for name, shapes in options.items()} for number in range(longest)
+    ]
+    if len(options) > 1:
+        mixes = itertools.islice(itertools.product(*(shapes[:8] for shapes in options.values())), 200)
+        found += [dict(zip(options, mix, strict=True)) for mix in mixes]
+    return found
+
+
+def _joined(shapes: Mapping[str, Shape], batch: int) -> Guess:
+    sizes: dict[str, int] = {}
     specs = []
-    for name, (dtype, shape, own) in zip(names, shapes, strict=True):
+    for name, (dtype, shape, own) in shapes.items():
         renamed: dict[str, str] = {}
         for axis, size in own.items():
             # Equal names with other sizes are other axes.
             renamed[axis] = axis if sizes.get(axis, size) == size else f"{name}_{axis}"
             sizes[renamed[axis]] = size
         dims = tuple(renamed.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
+        if BATCH_AXIS in dims:
+            sizes[BATCH_AXIS] = batch
         specs.append(TensorSpec(name=name, dtype=dtype, shape=dims, known_by=KnownBy.GUESS))
     return Guess(tuple(specs), sizes)
 
@@ -104,9 +114,13 @@ def _shapes(hints: Sequence[Hint], *, big: bool, single: bool) -> Iterator[Shape
                 # Several inputs that each index a table are mostly one id a row, as in a recommender.
                 yield from (*tokens, rows) if single else (rows, *tokens)
             case "rnn":
-                dims = (BATCH_AXIS, SEQUENCE_AXIS) if hint.batch_first else (SEQUENCE_AXIS, BATCH_AXIS)
                 for length in _SEQUENCES[:4]:
-                    yield "float32", (*dims, hint.features), {SEQUENCE_AXIS: length}
+                    if hint.batch_first:
+                        yield "float32", (BATCH_AXIS, SEQUENCE_AXIS, hint.features), {SEQUENCE_AXIS: length}
+                    else:
+                        # Rows lie on the second axis, where no server can put requests together.
+                        sizes = {SEQUENCE_AXIS: length, "items": TRACE_BATCH}
+                        yield "float32", (SEQUENCE_AXIS, "items", hint.features), sizes
             case "norm":
                 yield "float32", (BATCH_AXIS, hint.features), {}
                 yield "float32", (BATCH_AXIS, hint.features, "length"), {"length": 16}
@@ -139,15 +153,19 @@ def _features(hint: Hint) -> Iterator[Shape]:
         yield "float32", (BATCH_AXIS, SEQUENCE_AXIS, hint.features), {SEQUENCE_AXIS: length}
 
 
-def _companions(name: str, known: Sequence[Shape]) -> Iterator[Shape]:
-    """Yield shapes for an input that no weights touch, beside others that some do: masks, lengths, factors."""
-    _, shape, sizes = known[0]
+def _companion(name: str, known: Mapping[str, Shape], variant: int) -> Shape:
+    """Return the ``variant``-th shape for an input that no weights touch, beside others that some do.
+
+    Masks, lengths and factors are such inputs; they have the first axes of what they go with.
+    """
+    _, shape, sizes = next(iter(known.values()))
     words = name.lower()
     whole: DType = "int64" if "id" in words or "len" in words or "index" in words else "float32"
-    kinds: tuple[DType, ...] = ("bool", "int64", "float32") if "mask" in words else (whole, "float32", "int64", "bool")
+    kinds: tuple[DType, ...] = ("int64", "bool", "float32") if "mask" in words else (whole, "float32", "int64", "bool")
     dims = [shape[:2], shape[:1], (*shape[:1], 1), shape] if "len" not in words else [shape[:1], shape[:2]]
-    for dim, dtype in itertools.product(dims, dict.fromkeys(kinds)):
-        yield dtype, dim, {axis: size for axis, size in sizes.items() if axis in dim}
+    choices = list(itertools.product(dims, dict.fromkeys(kinds)))
+    dim, dtype = choices[min(variant, len(choices) - 1)]
+    return dtype, dim, {axis: size for axis, size in sizes.items() if axis in dim}
 
 
 def _exported(runner: TorchRunner) -> list[Guess]:

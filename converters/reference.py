@@ -149,8 +149,12 @@ def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Pl
         # Alone, because a graph that was traced square may hold one axis in the other's place.
         label = "".join(c if c.isalnum() else "-" for c in axis.lower()).strip("-")[:40] or "axis"
         yield _Planned(f"only-{others.index(axis)}-{label}", "random", draw({**base, axis: _longer(base[axis])}))
-    if not fixed_rows(specs):
-        yield _Planned("zeros", "random", {name: np.zeros_like(a) for name, a in draw(base).items()})
+    for number in (2, 3) if not base else ():
+        yield _Planned(f"random-{number}", "random", draw(base))
+    if any("float" in spec.dtype for spec in specs):
+        # Where ReLUs, norms and divisions have their edges. Masks stay: no one asks about a text of no words.
+        zeros = {n: np.zeros_like(a) if a.dtype.kind == "f" and "mask" not in n else a for n, a in draw(base).items()}
+        yield _Planned("zeros", "random", zeros)
     if samples:
         yield _Planned(SAMPLES, "sidecar", samples, must_run=True)
     else:

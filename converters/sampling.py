@@ -14,7 +14,7 @@ from converters.domain import ANYTHING, Domain
 from converters.model_errors import RAISED_BY_MODELS
 from converters.sentences import SENTENCES
 from schemas.descriptor import BATCH_AXIS, ModelDescriptor, TensorSpec
-from schemas.errors import InvalidDocument, ModelFailed
+from schemas.errors import InvalidDocument
 from schemas.step_io import StepContext
 
 LABELS = "labels"
@@ -267,14 +267,3 @@ def _pad_id(folder: Path) -> int:
             if isinstance(value, int) and value >= 0:
                 return value
     return 0
-
-
-def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
-    """Raise ModelFailed when ``feeds`` lacks an input or has another number of axes than its spec."""
-    for spec in specs:
-        if spec.name not in feeds:
-            raise ModelFailed(f"No array was given for input {spec.name!r}.")
-        if feeds[spec.name].ndim != len(spec.shape):
-            raise ModelFailed(
-                f"Input {spec.name!r} takes {len(spec.shape)} axes, and the array has {feeds[spec.name].ndim}."
-            )

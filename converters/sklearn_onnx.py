@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from converters import graph_interface, onnx_file
+from converters.arrays import Arrays
 from converters.model_errors import RAISED_BY_MODELS, first_line
-from converters.sklearn_runner import load_estimator, quiet, steps_of
+from converters.sklearn_runner import SklearnRunner, load_estimator, quiet, steps_of
 from converters.trace_inputs import trace_cases
 from schemas.descriptor import DType, ModelDescriptor, TensorSpec
 from schemas.errors import ConversionFailed, Unsupported
@@ -34,13 +36,17 @@ def convert(context: StepContext) -> StepOutcome:
     file = path / descriptor.entry if path.is_dir() and descriptor.entry else path
     context.progress(0.05, "Loading the estimator")
     estimator = load_estimator(file)
+    domains = SklearnRunner(estimator).domains
+    # A finished search predicts with the best estimator it found; the search itself is no part of the model.
+    estimator = getattr(estimator, "best_estimator_", estimator)
     use_positions(estimator)
     context.progress(0.3, "Converting to ONNX")
-    model = _convert(estimator, descriptor, context.options.opset)
+    model = _convert_exactly(estimator, descriptor, context.options.opset)
     notes = [*_version_notes(descriptor), *graph_interface.restore_inputs(model, descriptor.inputs)]
-    _restore_outputs(model, descriptor)
+    cases = [case.feeds for case in trace_cases(context, domains)]
+    _restore_outputs(model, descriptor, cases[0])
     graph_interface.name_axes(model, descriptor.inputs, descriptor.outputs)
-    return onnx_file.finish(context, model, [case.feeds for case in trace_cases(context)], notes)
+    return onnx_file.finish(context, model, cases, notes)
 
 
 def use_positions(estimator: Any) -> None:
@@ -59,6 +65,56 @@ def use_positions(estimator: Any) -> None:
         for _, transformer, _ in part.transformers_:
             if transformer is not None and not isinstance(transformer, str):
                 use_positions(transformer)
+
+
+def _convert_exactly(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.ModelProto:
+    """Convert; where trees follow a scaler, with the scaler in float64 as scikit-learn computes it.
+
+    A tree's threshold often lies exactly on a value of the training data. Scaled in float32 such a value falls on the
+    other side, and the answer is another one.
+    """
+    from sklearn.pipeline import Pipeline
+
+    doubles = [spec.name for spec in descriptor.inputs if spec.dtype == "float32"]
+    if isinstance(estimator, Pipeline) and len(steps_of(estimator)) > 1 and doubles and _grows_trees(estimator):
+        from skl2onnx.sklapi import CastTransformer
+
+        *first, last = estimator.steps
+        exact = Pipeline([*first, ("as_float32", CastTransformer()), last])
+        wide = tuple(
+            spec.model_copy(update={"dtype": "float64"}) if spec.name in doubles else spec for spec in descriptor.inputs
+        )
+        try:
+            model = _convert(exact, descriptor.model_copy(update={"inputs": wide}), opset)
+            _cast_inputs(model, doubles)
+            onnx_file.session(model.SerializeToString())
+        except ConversionFailed:
+            # Some operators exist in float32 only; parity will tell whether that is near enough.
+            return _convert(estimator, descriptor, opset)
+        return model
+    return _convert(estimator, descriptor, opset)
+
+
+def _grows_trees(estimator: Any) -> bool:
+    last = steps_of(estimator)[-1]
+    return type(last).__module__.startswith(("sklearn.tree", "sklearn.ensemble"))
+
+
+def _cast_inputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Have the graph take ``names`` as float32 and cast them to float64 itself."""
+    from onnx import helper
+
+    mapping = {name: f"{name}_float64" for name in names}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = mapping.get(name, name)
+    casts = [helper.make_node("Cast", [name], [wide], to=onnx_file.FLOAT64) for name, wide in mapping.items()]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for value in model.graph.input:
+        if value.name in mapping:
+            value.type.tensor_type.elem_type = onnx_file.FLOAT32
 
 
 def _convert(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.ModelProto:
@@ -88,16 +144,25 @@ def _convert(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.Mo
 
 
 def _options(estimator: Any) -> dict[int, dict[str, bool]] | None:
+    """Return skl2onnx's options by estimator: a plain tensor of probabilities, or the decision function itself."""
+    from skl2onnx._supported_operators import sklearn_operator_name_map
+    from skl2onnx.common._registration import get_converter
     from sklearn.base import is_classifier
 
     with quiet():
         if not is_classifier(estimator):
             return None
-        options = {"zipmap": False}
-        # Without probabilities the second output is the decision function itself.
-        if not hasattr(estimator, "predict_proba") and hasattr(estimator, "decision_function"):
-            options["raw_scores"] = True
-        return {id(estimator): options}
+        probabilities = hasattr(estimator, "predict_proba")
+    wanted = {"zipmap": False} if probabilities else {"zipmap": False, "raw_scores": True}
+    options = {}
+    for part in {id(part): part for part in (estimator, steps_of(estimator)[-1])}.values():
+        alias = sklearn_operator_name_map.get(type(part))
+        if alias is None:
+            continue
+        # Every converter knows options of its own, and refuses others.
+        known = get_converter(alias).get_allowed_options() or {}
+        options[id(part)] = {name: value for name, value in wanted.items() if name in known}
+    return options
 
 
 def _tensor_type(spec: TensorSpec) -> Any:
@@ -116,14 +181,34 @@ def _tensor_type(spec: TensorSpec) -> Any:
     return classes[spec.dtype]([None if isinstance(dim, str) else dim for dim in spec.shape])
 
 
-def _restore_outputs(model: onnx.ModelProto, descriptor: ModelDescriptor) -> None:
-    """Give the graph the descriptor's outputs by position; skl2onnx puts the label first and may add scores."""
+def _restore_outputs(model: onnx.ModelProto, descriptor: ModelDescriptor, feeds: Arrays) -> None:
+    """Give the graph the descriptor's outputs, by position and with its shapes.
+
+    skl2onnx puts the label first and may add scores; for two classes it gives both decisions, where scikit-learn gives
+    the second one's, and an outlier's label gets an axis of its own. Its declared shapes are not always true, so the
+    graph is run to know them.
+    """
+    from onnx import helper
+
     names = [spec.name for spec in descriptor.outputs]
     found = [value.name for value in model.graph.output]
     if len(found) < len(names):
         raise ConversionFailed(f"skl2onnx made {len(found)} outputs, the original has {len(names)}.")
     del model.graph.output[len(names) :]
     graph_interface.rename_outputs(model, names)
+    got = onnx_file.run(onnx_file.session(model.SerializeToString()), feeds)
+    for value, spec in zip(model.graph.output, descriptor.outputs, strict=True):
+        raw, shape = f"{spec.name}_raw", got[spec.name].shape
+        if len(spec.shape) == 1 and shape[1:] == (1,):
+            node, constant = helper.make_node("Squeeze", [raw, "axis_1"], [spec.name]), "axis_1"
+        elif spec.shape[1:] == (1,) and shape[1:] == (2,):
+            node, constant = helper.make_node("Gather", [raw, "second_class"], [spec.name], axis=1), "second_class"
+        else:
+            continue
+        graph_interface.rename_outputs(model, [raw if name == spec.name else name for name in names])
+        model.graph.initializer.append(helper.make_tensor(constant, onnx_file.INT64, [1], [1]))
+        model.graph.node.append(node)
+        value.CopyFrom(graph_interface.value_info(spec))
 
 
 def _version_notes(descriptor: ModelDescriptor) -> tuple[str, ...]:

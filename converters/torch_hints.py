@@ -32,16 +32,9 @@ class Hint:
 
 def script_hints(module: Any) -> dict[str, list[Hint]]:
     """Return input name to hints, nearest first, by following the graph of a ScriptModule from its inputs."""
-    graph = module.inlined_graph
-    values = list(graph.inputs())
-    if not values:
-        return {}
-    root = values[0]
+    follower = _Follower(module)
     names = [argument.name for argument in module.forward.schema.arguments[1:]]
-    found: dict[str, list[Hint]] = {}
-    for name, value in zip(names, values[1:], strict=False):
-        found[name] = list(_follow(value, module, root))
-    return found
+    return {name: list(follower.hints(value)) for name, value in zip(names, follower.inputs[1:], strict=False)}
 
 
 def module_hints(module: Any) -> list[Hint]:
@@ -77,24 +70,72 @@ def scripted(module: Any) -> Any | None:
         return None
 
 
-def _follow(value: Any, module: Any, root: Any) -> Iterator[Hint]:
-    queue: deque[tuple[Any, bool]] = deque([(value, False)])
-    seen: set[str] = {value.debugName()}
-    for _ in range(_NODES_FOLLOWED):
-        if not queue:
-            return
-        current, flattened = queue.popleft()
-        for use in current.uses():
-            node = use.user
-            hint = _hint(node, current, module, root, flattened)
-            if hint is not None:
-                yield hint
-                if hint.kind != "norm":
+class _Follower:
+    """Follows one graph's inputs to the first weights that each meets."""
+
+    def __init__(self, module: Any) -> None:
+        graph = module.inlined_graph
+        self.module = module
+        self.inputs = list(graph.inputs())
+        self.root = self.inputs[0] if self.inputs else None
+        self.names = {value.debugName() for value in self.inputs[1:]}
+        self.alias: dict[str, list[Any]] = {}
+        """A value inside a branch or loop to the values outside, or of the next turn, that it becomes."""
+        self.depends: dict[str, frozenset[str]] = {}
+        self._enter(graph.nodes())
+
+    def hints(self, value: Any) -> Iterator[Hint]:
+        mine = value.debugName()
+        queue: deque[tuple[Any, bool]] = deque([(value, False)])
+        seen: set[str] = {mine}
+        for _ in range(_NODES_FOLLOWED):
+            if not queue:
+                return
+            current, flattened = queue.popleft()
+            reached = [(each, flattened) for each in self.alias.get(current.debugName(), ())]
+            for use in current.uses():
+                node = use.user
+                hint = _hint(node, current, self.module, self.root, flattened)
+                if hint is not None:
+                    yield hint
+                    if hint.kind != "norm":
+                        continue
+                # Behind an operation with another input, the shape may be that one's by broadcasting.
+                if any(self._origins(each) - {mine} for each in node.inputs()):
                     continue
-            for output in node.outputs():
-                if output.type().kind() in ("TensorType", "OptionalType") and output.debugName() not in seen:
-                    seen.add(output.debugName())
-                    queue.append((output, flattened or node.kind() in _FLATTENS))
+                reached += [(each, flattened or node.kind() in _FLATTENS) for each in node.outputs()]
+            for each, flat in reached:
+                if each.type().kind() in ("TensorType", "OptionalType") and each.debugName() not in seen:
+                    seen.add(each.debugName())
+                    queue.append((each, flat))
+
+    def _enter(self, nodes: Any) -> None:
+        for node in nodes:
+            for block in node.blocks():
+                outputs = list(block.outputs())
+                if node.kind() == "prim::If":
+                    pairs = list(zip(outputs, node.outputs(), strict=True))
+                elif node.kind() == "prim::Loop":
+                    # The first two inputs are the trip count and the condition; a turn's own begin with its number.
+                    pairs = list(zip(list(node.inputs())[2:], list(block.inputs())[1:], strict=True))
+                    pairs += list(zip(outputs[1:], node.outputs(), strict=True))
+                else:
+                    pairs = []
+                for inner, outer in pairs:
+                    self.alias.setdefault(inner.debugName(), []).append(outer)
+                self._enter(block.nodes())
+
+    def _origins(self, value: Any) -> frozenset[str]:
+        """Return the graph inputs that a value is computed from."""
+        name = value.debugName()
+        if name in self.names:
+            return frozenset({name})
+        if name not in self.depends:
+            self.depends[name] = frozenset()
+            node = value.node()
+            sources = [*node.inputs(), *(out for block in node.blocks() for out in block.outputs())]
+            self.depends[name] = frozenset().union(*(self._origins(each) for each in sources))
+        return self.depends[name]
 
 
 def _hint(node: Any, value: Any, module: Any, root: Any, flattened: bool) -> Hint | None:
@@ -129,9 +170,12 @@ def _hint(node: Any, value: Any, module: Any, root: Any, flattened: bool) -> Hin
     if kind in ("aten::embedding", "aten::embedding_bag") and position == 1 and (table := weight(0)) is not None:
         return Hint("embedding", table.shape[0], flattened=flattened)
     if kind in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu") and position == 0:
-        weights = [_tensor(each, module, root) for each in inputs[2].node().inputs()]
-        if weights and weights[0] is not None:
-            return Hint("rnn", weights[0].shape[1], batch_first=bool(_constant(inputs[-1], True)))
+        listed = _attribute(inputs[2], module, root)
+        first = listed[0] if isinstance(listed, list) and listed else None
+        if first is None and inputs[2].node().kind() == "prim::ListConstruct":
+            first = _tensor(next(iter(inputs[2].node().inputs())), module, root)
+        if first is not None:
+            return Hint("rnn", first.shape[1], batch_first=bool(_constant(inputs[-1], True)))
     if kind == "aten::batch_norm" and position == 0 and (mean := weight(3)) is not None:
         return Hint("norm", mean.shape[0], flattened=flattened)
     if kind == "aten::layer_norm" and position == 0 and (scale := weight(2)) is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from converters import arrays, sampling
+from converters.domain import Domain
 from schemas.descriptor import BATCH_AXIS
 from schemas.evidence import ReferenceReport
 from schemas.step_io import StepContext
@@ -21,10 +23,11 @@ class TraceCase:
     expected: arrays.Arrays | None = None
 
 
-def trace_cases(context: StepContext) -> tuple[TraceCase, ...]:
+def trace_cases(context: StepContext, domains: Mapping[str, Domain] | None = None) -> tuple[TraceCase, ...]:
     """Return the case to trace with first, then one of other sizes where the descriptor has dynamic axes.
 
     They come from input ``reference`` where it is given, so that the sizes are those the original is known to take.
+    Otherwise they are drawn, from ``domains`` where those are known.
     The batch that is traced is never 1: exporters take an axis of size 1 for fixed, and freeze it without a word.
     """
     descriptor = context.request.descriptor
@@ -35,12 +38,12 @@ def trace_cases(context: StepContext) -> tuple[TraceCase, ...]:
         return found
     rng = np.random.default_rng(context.request.seed)
     sizes = {axis: max(size, 2) for axis, size in sampling.example_sizes(descriptor).items()}
-    traced = TraceCase(sampling.random_feeds(descriptor.inputs, sizes, rng))
+    traced = TraceCase(sampling.random_feeds(descriptor.inputs, sizes, rng, domains))
     if not sizes:
         return (traced,)
     # Batches may be any size; other axes may have bounds that only the reference knows, so they shrink.
     others = {axis: size + 1 if axis == BATCH_AXIS else max(size // 2 + 1, 1) for axis, size in sizes.items()}
-    return traced, TraceCase(sampling.random_feeds(descriptor.inputs, others, rng))
+    return traced, TraceCase(sampling.random_feeds(descriptor.inputs, others, rng, domains))
 
 
 def reference_cases(context: StepContext) -> tuple[TraceCase, ...]:

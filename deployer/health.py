@@ -6,7 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from schemas.deployment import Health
 
@@ -17,7 +17,7 @@ def check(url: str | None, name: str, version: int, *, timeout_s: float = 3.0) -
     """Return the health of one version; never raises. Without a ``url`` nobody was asked and it is unknown."""
     if not url:
         return Health(state="unknown", detail="No server is set, so nobody was asked.")
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         return Health(state="unknown", detail="The server's url is not an http or https url.")
     path = f"{url.rstrip('/')}/v2/models/{quote(name, safe='')}/versions/{version}"
     try:

@@ -12,7 +12,8 @@ from executor.sandbox import SANDBOX_UID, Command, Sandbox
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
-_LIMITS = Limits(memory_bytes=64 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
+_LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
+_TIGHT = _LIMITS.model_copy(update={"memory_bytes": 64 << 20})
 
 # Tries what must fail. Nothing here harms a host on which it succeeds.
 _LOOK = f"""
@@ -96,5 +97,5 @@ def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
 def _memory_is_bounded(sandbox: Sandbox, interpreter: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
         argv = (str(interpreter), "-I", "-S", "-c", _HOG)
-        ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+        ending = sandbox.execute(Command(argv, Path(folder), interpreter, _TIGHT))
     return ending.error is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +26,8 @@ _ASK_EVERY_S = 0.25
 _READ_BYTES = 1 << 16
 _READS_A_TICK = 64
 _GRACE_S = 2.0
+_PR_SET_CHILD_SUBREAPER = 36
+_adopters, _adopters_lock = 0, threading.Lock()
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -79,23 +84,24 @@ def supervise(
     group and all descendants found at the time are killed.
     """
     began = time.monotonic()
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=pipes.log[1],
-        stderr=pipes.log[1],
-        pass_fds=pipes.inherited,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        cwd=cwd,
-        start_new_session=True,
-    )
-    run = _Running(process, pipes, cgroup, out, limits, observers)
-    try:
-        pipes.close_inherited()
-        error = run.wait(began)
-    finally:
-        # Also when the caller is interrupted: nothing may go on without its owner.
-        usage_cpu_s = run.end()
+    with _adopting():
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=pipes.log[1],
+            stderr=pipes.log[1],
+            pass_fds=pipes.inherited,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd=cwd,
+            start_new_session=True,
+        )
+        run = _Running(process, pipes, cgroup, out, limits, observers)
+        try:
+            pipes.close_inherited()
+            error = run.wait(began)
+        finally:
+            # Also when the caller is interrupted: nothing may go on without its owner.
+            usage_cpu_s = run.end()
     log = run.drain()
     if cgroup.oom_kills():
         error = _out_of_memory(limits, run.peak_memory_bytes)
@@ -123,10 +129,12 @@ class _Running:
     ) -> None:
         self._process, self._pipes, self._cgroup, self._limits = process, pipes, cgroup, limits
         self._should_stop = observers.should_stop
-        self._watch = WorkspaceWatch(out, limits)
+        self._watch = WorkspaceWatch(out, limits, self._pids)
         self._log = Log(limits.log_bytes, observers.on_log)
         self._progress = Progress(observers.on_progress)
         self._ended = os.pidfd_open(process.pid)
+        for descriptor in (pipes.log[0], pipes.progress[0], pipes.info[0]):
+            os.set_blocking(descriptor, False)
         self._info = b""
         self._init: int | None = None  # pidfd of process 1 of the sandbox
         self._init_pid: int | None = None
@@ -138,7 +146,6 @@ class _Running:
         deadline, ask_at = began + self._limits.timeout_s, began
         with selectors.DefaultSelector() as selector:
             for descriptor in (self._pipes.log[0], self._pipes.progress[0], self._pipes.info[0], self._ended):
-                os.set_blocking(descriptor, False)
                 selector.register(descriptor, selectors.EVENT_READ)
             sample_at = 0.0
             while True:
@@ -182,12 +189,22 @@ class _Running:
         if self.exit_code < 0:
             self.exit_code = 128 - self.exit_code
         self._process.returncode = self.exit_code  # reaped here, as Popen cannot tell usage
+        cpu_s = usage.ru_utime + usage.ru_stime
+        # bwrap ends as soon as it knows the exit code, or was killed: its process 1 is dying, and has become our child.
+        # It is in bwrap's session until bwrap has told its pid, and in one of its own later.
+        self._read(self._pipes.info[0])
+        for pid in _children():
+            if pid == self._init_pid or _session(pid) == self._process.pid:
+                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    usage = os.wait4(pid, 0)[2]
+                    cpu_s += usage.ru_utime + usage.ru_stime
         if self._init is not None:
             _is_ready(self._init, _GRACE_S)
             os.close(self._init)
         os.close(self._ended)
         self._cgroup.kill()
-        return usage.ru_utime + usage.ru_stime
+        return cpu_s
 
     def drain(self) -> str:
         """Read what is left in the pipes and return the whole log."""
@@ -222,12 +239,17 @@ class _Running:
     def _sample(self) -> ModeliumError | None:
         used = self._cgroup.memory_bytes()
         if used is None:
-            used = sum(_resident_bytes(pid) for pid in _descendants(self._init_pid or self._process.pid))
+            used = sum(_resident_bytes(pid) for pid in self._pids())
+            if used > self._limits.memory_bytes:  # counts shared pages once a process: look closer, which costs more
+                used = sum(_proportional_bytes(pid) for pid in self._pids())
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
         # One process killed for want of memory spoils the step, whatever the others still wait for.
         if used > self._limits.memory_bytes or self._cgroup.oom_kills():
             return _out_of_memory(self._limits, used)
         return None
+
+    def _pids(self) -> Iterator[int]:
+        return _descendants(self._init_pid or self._process.pid)
 
     def _kill_tree(self) -> None:
         pids = list(_descendants(self._process.pid))
@@ -237,6 +259,27 @@ class _Running:
         self._cgroup.kill()
 
 
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Have the kernel give this process its orphaned grandchildren meanwhile, to reap them and count their usage."""
+    global _adopters
+    with _adopters_lock:
+        _adopters += 1
+        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        with _adopters_lock:
+            _adopters -= 1
+            if not _adopters:
+                _libc().prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def _out_of_memory(limits: Limits, seen_bytes: int) -> ModeliumError:
     return LimitExceeded(
         f"The step needed more than the {limits.memory_bytes >> 20} MiB of memory it was given.",
@@ -244,6 +287,20 @@ def _out_of_memory(limits: Limits, seen_bytes: int) -> ModeliumError:
         limit=limits.memory_bytes,
         actual=max(seen_bytes, limits.memory_bytes),
     )
+
+
+def _children() -> list[int]:
+    children: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            children += map(int, (task / "children").read_text().split())
+    return children
+
+
+def _session(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return 0
 
 
 def _descendants(pid: int) -> Iterator[int]:
@@ -262,6 +319,14 @@ def _resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except OSError:
         return 0
+
+
+def _proportional_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return _resident_bytes(pid)
 
 
 def _is_ready(pidfd: int, timeout_s: float) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import math
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from executor.collect import MAX_DEPTH, clean
@@ -19,7 +20,7 @@ _SCAN_EVERY_S = 0.2
 _SCAN_SHARE = 0.1
 """Scanning may take a tenth of the time: a slow scan makes the next one later."""
 _RESERVE_BYTES = 512 << 20
-"""Files that are deleted but open are invisible to a scan; what they take shows here, and killing frees it."""
+"""Whatever hides from a scan (a deleted file that is only mapped) shows here, and killing its owner frees it."""
 _BLOCK_BYTES = 512
 _PROGRESS_LINE_BYTES = 4096
 _PROGRESS_EVERY_S = 0.1
@@ -27,10 +28,13 @@ _MESSAGE_CHARACTERS = 200
 
 
 class WorkspaceWatch:
-    """Scans a writable folder now and then against the limits of a step."""
+    """Scans a writable folder now and then against the limits of a step.
 
-    def __init__(self, out: Path, limits: Limits) -> None:
-        self._out, self._limits, self._next_scan = out, limits, 0.0
+    ``processes`` tells the pids of the step: what they hold open but have deleted counts too.
+    """
+
+    def __init__(self, out: Path, limits: Limits, processes: Callable[[], Iterable[int]] = tuple) -> None:
+        self._out, self._limits, self._next_scan, self._processes = out, limits, 0.0, processes
         self._had_room = _free_bytes(out) > _RESERVE_BYTES
 
     def check(self) -> ModeliumError | None:
@@ -45,12 +49,14 @@ class WorkspaceWatch:
 
     def scan(self) -> ModeliumError | None:
         """Return what is exceeded now, or None. Stops at the first excess, so that a flood costs no more than that."""
-        limits, files, size_bytes = self._limits, 0, 0
+        limits, files, size_bytes = self._limits, 0, self._deleted_bytes()
         if self._had_room and _free_bytes(self._out) < _RESERVE_BYTES:
             return StorageFull(
                 f"Less than {_RESERVE_BYTES >> 20} MiB are free on the disk with the workspaces.",
                 hint="Free some space, or move the home folder to a larger disk.",
             )
+        if size_bytes > limits.workspace_bytes:
+            return _exceeded("bytes in files it deleted but holds open", limits.workspace_bytes, size_bytes)
         # Each level is held open while below it: a folder that is swapped for a link meanwhile is not followed.
         levels = [_Level(self._out, None)]
         try:
@@ -77,6 +83,17 @@ class WorkspaceWatch:
             for level in levels:
                 level.close()
         return None
+
+    def _deleted_bytes(self) -> int:
+        device, found = self._out.stat().st_dev, {}
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        status = descriptor.stat()
+                        if status.st_nlink == 0 and status.st_dev == device and stat.S_ISREG(status.st_mode):
+                            found[status.st_ino] = status.st_blocks * _BLOCK_BYTES
+        return sum(found.values())
 
 
 class _Level:

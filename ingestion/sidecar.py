@@ -7,8 +7,6 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ingestion import strict_yaml
 from ingestion.opening import LinkFound, opened, shown
 from schemas.errors import InvalidDocument, ModelFailed, NeedsInput
@@ -17,7 +15,9 @@ from schemas.sidecar import FILE_SUFFIX, FOLDER_NAME, Sidecar
 MAX_BYTES = 256 << 10
 MAX_CODE_BYTES = 1 << 20
 MAX_SAMPLES_BYTES = 2 << 30
-_HINT = "docs/sidecar.md lists every key. Mend it and save it: the model is then taken again."
+_HINT = (
+    "Every key stands in schemas/v1/sidecar.schema.json. Mend the sidecar and save it: the model is then taken again."
+)
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,12 @@ def parse(text: str | bytes, *, name: str = FOLDER_NAME) -> Sidecar:
             hint=_HINT,
             pointer="",
         )
+    from schemas.published import validate  # jsonschema takes a while to import
+
     try:
-        return Sidecar.model_validate(values or {})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in first["loc"])
-        raise InvalidDocument(
-            f"The sidecar {name} is not valid at {pointer or '/'}: {first['msg']}.", hint=_HINT, pointer=pointer
-        ) from None
+        return validate(Sidecar, values or {}, what=f"The sidecar {name}")
+    except InvalidDocument as fault:
+        raise InvalidDocument(str(fault.args[0]), hint=_HINT, **fault.facts) from None
 
 
 def read(model: Path) -> SidecarFiles | None:

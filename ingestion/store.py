@@ -188,7 +188,8 @@ class Store:
                 raise _still_changing(path)
             copy.flush()
             os.fchmod(copy.fileno(), 0o444)
-            os.fsync(copy.fileno())
+            if not self._blob(digest.hexdigest()).exists():  # else this copy is thrown away
+                os.fsync(copy.fileno())
         partial.replace(scratch / digest.hexdigest())
         return ArtifactFile(path=relative, sha256=digest.hexdigest(), size_bytes=size_bytes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,6 +42,8 @@ class Watcher:
         """Watch from now on. Raises OSError where the kernel's limits of watches are used up."""
         from watchdog.observers import Observer
 
+        # A folder that fills while watchdog walks it is added twice, with a warning of a screenful and no consequence.
+        warnings.filterwarnings("ignore", message=r"Callback with id .* already exists", category=RuntimeWarning)
         observer = Observer()
         observer.schedule(_handler(self._notices), str(self._root), recursive=True, event_filter=_events())
         observer.start()

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError
 
 from modelium import jobs, logs, outbox, settings, tasks
 from modelium.broker import broker_url
@@ -72,8 +73,11 @@ def _end_with_owner(**_: Any) -> None:
 
 
 def publish(job_id: str, stage: str) -> None:
-    """Send one stage's message."""
-    app.send_task(f"modelium.{stage}", args=[job_id], queue=stage, retry=False)
+    """Send one stage's message. Raises ConnectionError when the broker does not answer."""
+    try:
+        app.send_task(f"modelium.{stage}", args=[job_id], queue=stage, retry=False)
+    except OperationalError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _task(stage: str) -> None:

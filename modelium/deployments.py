@@ -24,6 +24,7 @@ def publish(
     import deployer
     from deployer.entry import entry_spec
     from deployer.health import check as check_health
+    from deployer.publish import versions
 
     assert job.name is not None
     with _lock(context, job.name):
@@ -31,7 +32,8 @@ def publish(
         if existing is not None:
             return existing
         active = active_version(context, job.name)
-        version = _last_version(context, job.name) + 1
+        # The repository may be one ahead: a crash between publishing and recording leaves its version behind.
+        version = max(_last_version(context, job.name), *versions(job.name, context.home.repository), 0) + 1
         spec = entry_spec(job.name, version, parity, descriptor, job.target)
         published = deployer.publish(
             spec,

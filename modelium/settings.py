@@ -119,6 +119,13 @@ class Settings(BaseSettings):
         return {f"{PREFIX}{name.upper()}": _as_variable(name, value) for name, value in changed.items()}
 
 
+def adopt(chosen: Settings) -> None:
+    """Make this process, and every one it starts, load exactly ``chosen``."""
+    for variable in [name for name in os.environ if name.startswith(PREFIX) and name not in NOT_SETTINGS]:
+        del os.environ[variable]
+    os.environ.update(chosen.environment())
+
+
 def _as_variable(name: str, value: object) -> str:
     import json
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from modelium import broker, jobs, outbox
 from modelium.context import Context
+from modelium.settings import adopt
 from modelium.submit import submit
 from schemas.errors import Conflict
 
@@ -74,6 +75,7 @@ class Supervisor:
 
         context, settings = self.context, self.context.settings
         _ = context.database, context.sandbox  # migrate, and refuse before anything starts
+        adopt(settings)
         if not settings.broker_url:
             self._broker = broker.start(context)
         for name in ("general", "measure"):
@@ -119,15 +121,12 @@ class Supervisor:
             "--pool", pool, "--concurrency", str(workers), "--hostname", f"{name}@modelium", "--without-gossip",
             "--without-mingle", "--without-heartbeat", "--loglevel", self.context.settings.log_level,
         ]  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MODELIUM_")}
-        environment |= self.context.settings.environment()
         with (self.context.home.logs / f"{name}.log").open("ab") as log_file:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                env=environment,
                 start_new_session=True,
                 preexec_fn=broker.die_with_parent,
             )

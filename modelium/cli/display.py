@@ -120,7 +120,7 @@ def _won(console: Console, won: Sequence[tuple[JobAccount, story.Story]]) -> Tab
         row.append(Text(_name(told.winner.id, 28 if wide else 14)))
         row.append(_before_after(numbers.ms(told.before_ms), numbers.ms(told.after_ms), arrow, batch))
         if wide:
-            row.append(Text(numbers.times(None if told.kept_original or not told.speedup else told.speedup.speedup)))
+            row.append(Text(numbers.times(None if told.kept_original else told.factor)))
         row.append(_before_after(numbers.size(told.before_bytes), numbers.size(told.after_bytes), arrow))
         row.append(Text("the original" if told.kept_original else told.parity or numbers.NOTHING))
         table.add_row(*row)
@@ -207,6 +207,8 @@ def _reason(console: Console, account: JobAccount, told: story.Story) -> None:
     verdict = account.verdict.reason if account.verdict and told.tone in ("good", "calm") else ""
     if verdict or told.reason:
         _paragraph(console, verdict or told.reason)
+    if told.unsteady:
+        _paragraph(console, "The machine was not steady while measuring; measure again before relying on the factor.")
     if told.hint:
         label = "how to answer" if told.state is JobState.NEEDS_INPUT else "what to do"
         console.print(Text(label, style="dim"))

@@ -37,7 +37,6 @@ class _Line:
     fraction: float | None
     message: str
     since: float = field(default_factory=time.monotonic)
-    step_since: float = field(default_factory=time.monotonic)
     ended_at: float | None = None
 
 
@@ -92,8 +91,6 @@ class LiveBoard:
                 changed = True
             else:
                 changed = (line.state, line.step) != (state, step or "")
-                if changed:
-                    line.step_since = time.monotonic()
                 line.name, line.state, line.step = name, state, step or ""
                 line.fraction, line.message = fraction, message
             if state in ENDS:
@@ -115,20 +112,21 @@ class LiveBoard:
         lines.sort(key=lambda line: (line.state is JobState.RECEIVED, line.since))
         width = options.max_width
         name_width = max(12, min(32, width // 4, max((len(line.name) for line in lines), default=12)))
-        grid = Table.grid(padding=(0, 2), expand=True)
+        bar_width = max(8, min(24, width // 8))
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(width=name_width, no_wrap=True, overflow="ellipsis")
-        grid.add_column(width=_STATE_WIDTH - 2, no_wrap=True)
-        grid.add_column(width=max(8, min(24, width // 6)), no_wrap=True)
-        grid.add_column(width=11, no_wrap=True, justify="right")
+        grid.add_column(width=len(JobState.ANALYZING.value), no_wrap=True)
+        grid.add_column(width=bar_width, no_wrap=True)
+        grid.add_column(width=6, no_wrap=True, justify="right")
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for line in lines[:room]:
             waiting = line.state is JobState.RECEIVED
-            said = ": ".join(part for part in (line.step, line.message) if part)
+            said = ", ".join(part for part in (line.step, line.message) if part)
             grid.add_row(
                 Text(numbers.visible(line.name, lines=False), style="bold"),
                 Text(line.state.value, style="dim" if waiting else BUSY_STYLE),
-                Text() if waiting else _bar(line.fraction, max(8, min(24, width // 6)), console),
-                Text(numbers.duration(time.monotonic() - line.since), style="dim"),
+                Text() if waiting else _bar(line.fraction, bar_width, console),
+                Text("" if waiting else _clock(time.monotonic() - line.since), style="dim"),
                 Text(numbers.visible(said, lines=False), style="dim" if waiting else ""),
             )
         yield grid
@@ -150,6 +148,11 @@ class LiveBoard:
         if ended and seconds >= 1:
             text.append(f"  ({numbers.duration(seconds)})", style="dim")
         return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 def _bar(fraction: float | None, width: int, console: Console) -> Text:

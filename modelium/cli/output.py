@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -44,6 +45,9 @@ def console(*, stderr: bool = False) -> Console:
     """Return the console to print to."""
     from rich.console import Console
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 still shows the rest
     return Console(stderr=stderr, highlight=False)
 
 
@@ -78,7 +82,9 @@ def refuse(error: ModeliumError) -> int:
     """Show why a command could not be carried out and return its exit status."""
     if "--json" in sys.argv:
         print_json({"error": error.document()})
-    click.echo(f"Error: {error.args[0]}", err=True)
+    from modelium.report.numbers import visible
+
+    click.echo(f"Error: {visible(str(error.args[0]))}", err=True)
     if error.hint:
-        click.echo(f"       {error.hint}", err=True)
+        click.echo(f"       {visible(error.hint)}", err=True)
     return error.exit_code

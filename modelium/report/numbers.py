@@ -81,15 +81,17 @@ def percent(share: float | None) -> str:
         return f"{share:.0%}"
     for decimals in (1, 2, 3, 4, 6):
         text = f"{share:.{decimals}%}"
-        if text.rstrip("%").strip("0.") not in ("", "1"):
+        if float(text[:-1]) not in (0, 100):
             return text
     return "<0.000001%" if share < 0.5 else ">99.999999%"
 
 
 def change(before: float, after: float) -> str:
-    """Return how much larger or smaller ``after`` is, in percent with a sign."""
+    """Return how much larger or smaller ``after`` is, in percent with a sign; as a ratio from ten times on."""
     if before <= 0:
         return NOTHING
+    if after >= 10 * before:
+        return times(after / before)
     ratio = (after - before) / before * 100
     if abs(ratio) < 0.05:
         return "±0%"

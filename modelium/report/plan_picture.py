@@ -18,6 +18,8 @@ from schemas.step_run import StepRun, StepRunState
 _SOURCE_W, _STEP_W, _PROOF_W = 148, 212, 200
 _GAP, _LANE, _BOX, _FALLBACK = 30, 84, 56, 22
 _TOP = 8
+_NOTE = 21
+"""Characters beside the time in a step's second line."""
 
 _WORDS = {
     StepRunState.SUCCEEDED: "done",
@@ -75,7 +77,7 @@ def _lanes(candidates: Sequence[Candidate]) -> tuple[list[float], float]:
     for candidate in candidates:
         tops.append(y)
         y += _LANE + _FALLBACK * max((len(step.fallbacks) for step in candidate.steps), default=0)
-    return tops, y
+    return tops, y - (_LANE - _BOX) + _TOP
 
 
 def _source_box(account: JobAccount, middle: float) -> list[Markup]:
@@ -97,7 +99,7 @@ def _step_box(
         text(
             x + 12,
             top + 41,
-            numbers.shorten(_options(step) or step.toolchain, 21),
+            numbers.shorten(_options(step) or step.toolchain, _NOTE),
             "note",
             tip=_options(step, full=True),
         ),
@@ -169,8 +171,11 @@ def _typed(kind: str, options: dict[str, Any]) -> Any:
 
 
 def _options(step: Step, *, full: bool = False) -> str:
+    """Return the options in words; as many as the box holds, or all of them."""
     words = [_word(key, value) for key, value in step.options.items()]
-    return ", ".join(words) if full else ", ".join(words[:2])
+    while not full and len(words) > 1 and len(", ".join(words)) > _NOTE:
+        words.pop()
+    return ", ".join(words)
 
 
 def _difference(step: Step, fallback: Step) -> str:

@@ -39,16 +39,18 @@ def write_down(account: JobAccount) -> tuple[Recipe, ...]:
 
 
 def _recipe(account: JobAccount, run: StepRun) -> Recipe:
+    from modelium.work import SEED  # with the database behind it, which a terminal's display does not need
+
     request: dict[str, object] = {
         "schema_version": 1,
         "kind": run.kind,
         "options": run.options,
         "inputs": {name: f"in/{name}" for name in run.inputs},
         "artifact_sha256": account.job.artifact_sha256,
-        "seed": 0,
+        "seed": SEED,
     }
-    if account.machine:
-        request["threads"] = account.machine.threads
+    if run.limits:
+        request |= {"threads": max(1, int(run.limits.cpus)), "memory_bytes": run.limits.memory_bytes}
     if account.sidecar:
         request["sidecar"] = account.sidecar.model_dump(mode="json", exclude_none=True)
     request["target"] = account.job.target.model_dump(mode="json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from modelium.report import numbers
 from schemas.account import CandidateAccount, JobAccount
@@ -26,6 +26,9 @@ TITLES: dict[JobState, str] = {state: state.value.replace("_", " ").capitalize()
 
 COSINE_GAP = 5e-7
 """Nearer to 1 than float32 can tell a cosine says nothing, and the largest difference is shown instead."""
+
+STEADY = 1.5
+"""Two ways to tell a speed-up that differ by more than this factor are not one number."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,22 @@ class Story:
     def ended(self) -> bool:
         """Whether the job has come to one of its ends."""
         return self.state in ENDS
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the paired rounds and the medians of all runs tell different stories, as on a disturbed machine."""
+        ratio = self.speedup.speedup if self.speedup else None
+        if not ratio or not self.before_ms or not self.after_ms:
+            return False
+        return not 1 / STEADY < ratio * self.after_ms / self.before_ms < STEADY
+
+    @property
+    def factor(self) -> float | None:
+        """Return how many times as fast the winner is; the lesser of both ways to tell when they disagree."""
+        ratio = self.speedup.speedup if self.speedup else None
+        if ratio and self.unsteady and self.before_ms and self.after_ms:
+            return min(ratio, self.before_ms / self.after_ms)
+        return ratio
 
     @property
     def kept_original(self) -> bool:
@@ -92,7 +111,7 @@ def name_of(account: JobAccount) -> str:
 
 def file_name(uri: str) -> str:
     """Return the last part of ``uri``, unquoted."""
-    path = urlsplit(uri).path if "://" in uri else uri
+    path = uri.partition("://")[2] or uri
     return unquote(path.rstrip("/").rsplit("/", 1)[-1]) or uri
 
 

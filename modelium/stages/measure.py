@@ -9,12 +9,12 @@ from modelium.stages.next_state import Next
 from modelium.work import Work, failure
 from schemas.account import CandidateAccount
 from schemas.catalog import TOOLCHAIN_OF_FORMAT
+from schemas.descriptor import ModelDescriptor
 from schemas.errors import ErrorDocument
 from schemas.evidence import MeasureReport, Verdict
 from schemas.job import JobState
 from schemas.plan import ORIGINAL
 from schemas.step_run import StepRunState
-from schemas.target import Precision
 
 if TYPE_CHECKING:
     from validator.contender import Contender
@@ -63,7 +63,7 @@ def measure(work: Work) -> Next:
         for account in accounts
     ]
     if not any(account.id == ORIGINAL for account in accounts):
-        contenders.insert(0, _baseline(work, report))
+        contenders.insert(0, _baseline(work, descriptor, report))
     verdict: Verdict = decide(job.target, descriptor.format, contenders)
     keep = {"measure": report, "verdict": verdict}
     if verdict.winner is None:
@@ -72,12 +72,13 @@ def measure(work: Work) -> Next:
     return Next(JobState.DEPLOYING, keep=keep)
 
 
-def _baseline(work: Work, report: MeasureReport) -> Contender:
+def _baseline(work: Work, descriptor: ModelDescriptor, report: MeasureReport) -> Contender:
+    from planner.shape_of_work import own_precision
     from validator.contender import Contender
 
     return Contender(
         id=ORIGINAL,
-        precision=Precision.FP32,
+        precision=own_precision(descriptor),
         steps=0,
         size_bytes=work.context.store.artifact(work.claim.job.artifact_sha256).size_bytes,
         parity=None,

@@ -12,6 +12,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -86,6 +87,14 @@ def test_a_classifier_gives_labels_and_probabilities(tmp_path, make_context, mak
     assert report.outputs[1].shape == ("batch", 3)
 
 
+def test_a_finished_search_becomes_its_best_estimator(tmp_path, make_context, make_spec, run_onnx):
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    estimator = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1]}, cv=2).fit(IRIS.data, IRIS.target)
+    outputs = [("label", ("batch",), "int64"), ("probabilities", ("batch", 3))]
+    context, runner = context_of(estimator, tmp_path, make_context, make_spec, outputs)
+    check(context, runner, run_onnx, {"X": IRIS.data.astype(np.float32)})
+
+
 def test_labels_may_be_strings(tmp_path, make_context, make_spec, run_onnx):
     estimator = LogisticRegression(max_iter=500).fit(IRIS.data, NAMES[IRIS.target])
     outputs = [("label", ("batch",), "string"), ("probabilities", ("batch", 3))]
@@ -122,7 +131,7 @@ def test_a_transformer_gives_what_it_transforms(tmp_path, make_context, make_spe
 
 
 def test_an_outlier_detector_gives_labels_and_scores(tmp_path, make_context, make_spec, run_onnx):
-    estimator = IsolationForest(10, random_state=0).fit(IRIS.data)
+    estimator = IsolationForest(n_estimators=10, random_state=0).fit(IRIS.data)
     outputs = [("label", ("batch",), "int64"), ("scores", ("batch", 1))]
     context, runner = context_of(estimator, tmp_path, make_context, make_spec, outputs)
     check(context, runner, run_onnx, {"X": IRIS.data.astype(np.float32)}, agreement=0.97)

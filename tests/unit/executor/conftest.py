@@ -77,6 +77,16 @@ class Box:
         return left
 
     @staticmethod
+    def zombies_left() -> list[str]:
+        states = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                states.append(stat.read_text())
+            except OSError:
+                continue
+        return [state for state in states if f") Z {os.getpid()} " in state]
+
+    @staticmethod
     def groups_of(pid: int) -> list[Path]:
         parents = {hierarchy.parent for hierarchy in _hierarchies().values()}
         return [group for parent in parents for group in parent.glob(f"modelium-{pid}-*")]
@@ -88,5 +98,6 @@ def box(sandbox: Sandbox, tmp_path: Path) -> Iterator[Box]:
     box = Box(sandbox, tmp_path)
     yield box
     assert box.processes_left() == []
+    assert box.zombies_left() == []
     assert box.groups_of(os.getpid()) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts

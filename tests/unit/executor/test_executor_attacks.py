@@ -32,7 +32,7 @@ def test_host_files_and_homes_are_not_there(box, tmp_path):
         code(f"""
         import os
         for path in ("/etc/shadow", "/etc/hostname", {str(secret)!r}, {str(Path.home() / ".bashrc")!r},
-                     "/proc/1/environ", "/proc/1/root/etc/shadow", "/run",
+                     "/proc/1/root/etc/shadow", "/run",
                      "/var", "/home", "/sys/fs", "/boot", "/proc/kcore"):
             try:
                 if os.path.isdir(path):
@@ -60,7 +60,16 @@ def test_only_the_interpreter_and_the_four_packages_are_shown(box):
 def test_the_environment_is_clean(box, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
-    seen = box("import os; print(dict(os.environ))")
+    seen = box(
+        code("""
+        import os
+        print(dict(os.environ))
+        try:
+            print(open("/proc/1/environ").read())
+        except PermissionError:
+            pass
+        """)
+    )
     assert "hunter2" not in seen.log and "LD_LIBRARY_PATH" not in seen.log
 
 
@@ -363,6 +372,21 @@ def test_a_full_disk_is_a_limit(box):
     assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_bytes
 
 
+def test_deleted_files_that_are_still_open_count(box):
+    seen = box(
+        code("""
+        import os, time
+        files = []
+        for n in range(8):
+            files.append(open(f"/work/out/{n}", "wb"))
+            os.unlink(f"/work/out/{n}")
+            files[-1].write(b"x" * (8 << 20))
+        time.sleep(10)
+        """)
+    )
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_bytes
+
+
 def test_one_file_is_not_larger_than_the_workspace_may_be(box):
     seen = box(
         code("""
@@ -462,6 +486,20 @@ def test_process_one_is_out_of_its_reach(box):
     # Process 1 ignores what its own namespace sends it.
     seen = box("import os, signal\ntry: os.kill(1, signal.SIGKILL)\nexcept PermissionError: print('no')")
     assert seen.log in ("no\n", "")
+
+
+def test_usage_is_counted_by_the_host(box):
+    seen = box(
+        code("""
+        import time
+        while time.process_time() < 0.3:
+            pass
+        x = b"x" * (64 << 20)
+        time.sleep(0.3)
+        """)
+    )
+    assert 0.3 <= seen.cpu_s < 1.5
+    assert 64 << 20 <= seen.peak_memory_bytes < 128 << 20
 
 
 def test_asking_to_stop_ends_it_at_once(box):

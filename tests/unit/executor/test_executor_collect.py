@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.collect import clean, read_outputs, read_result
@@ -96,6 +96,7 @@ def test_terminal_escapes_in_an_error_are_cleaned(tmp_path):
     assert error.message == "a\ufffd[2Jb" and error.facts == {"k": "\ufffd"}
 
 
+@settings(deadline=None)  # it writes files
 @given(st.binary(max_size=300))
 def test_no_bytes_make_reading_a_result_fail_otherwise(tmp_path_factory, content):
     with pytest.raises(ModeliumError):

@@ -152,7 +152,16 @@ def test_onnx_with_external_data_is_one_drop(incoming: Path, watch: Watch, arriv
 
 def test_unfinished_hidden_and_backup_files_are_ignored(incoming: Path, watch: Watch, arrivals: Any) -> None:
     watch()
-    for name in ("a.pt.part", "b.tmp", "c.crdownload", ".hidden", "d.pt~", "notes.py", "samples.npz", "x.modelium.yaml"):
+    for name in (
+        "a.pt.part",
+        "b.tmp",
+        "c.crdownload",
+        ".hidden",
+        "d.pt~",
+        "notes.py",
+        "samples.npz",
+        "x.modelium.yaml",
+    ):
         (incoming / name).write_bytes(b"x")
     (incoming / "last.pt").write_bytes(b"x")
     arrivals.wait_for(1)
@@ -248,7 +257,9 @@ def test_what_the_kernel_did_not_tell_is_found_by_the_scan_after_an_overflow(
         (incoming / "lost.pt").write_bytes(b"1")
         time.sleep(0.3)
         assert arrivals.names == []
-        logging.getLogger("watchdog.observers.inotify_c").warning("Inotify queue overflowed; filesystem events were lost")
+        logging.getLogger("watchdog.observers.inotify_c").warning(
+            "Inotify queue overflowed; filesystem events were lost"
+        )
         assert arrivals.wait_for(1) == ["lost.pt"]
     finally:
         source.stop()

@@ -1,0 +1,87 @@
+"""The bare script to compare with: load, export, optimise, quantise, check; one process, no sandbox, no measuring.
+
+usage: bare.py resnet50.pt2|FOLDER OUT      prints one JSON line: phase to seconds
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+began = time.perf_counter()
+seconds: dict[str, float] = {}
+
+
+def lap(phase: str) -> None:
+    """Give the time since the last lap to ``phase``."""
+    global began
+    now = time.perf_counter()
+    seconds[phase] = round(now - began, 2)
+    began = now
+
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
+import torch  # noqa: E402
+from onnxruntime.quantization import quantize_dynamic  # noqa: E402
+
+source, out = Path(sys.argv[1]), Path(sys.argv[2])
+if source.is_dir():
+    from transformers import AutoModel
+lap("imports")
+
+feeds: dict[str, Any]
+if source.is_dir():
+    model = AutoModel.from_pretrained(source, attn_implementation="sdpa").eval()
+
+    class Plain(torch.nn.Module):
+        """Tensors in, tensors out."""
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            """Run."""
+            return model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+
+    module: torch.nn.Module = Plain()
+    rows = torch.randint(1000, 2000, (2, 16))
+    args = (rows, torch.ones_like(rows), torch.zeros_like(rows))
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    axes = {name: {0: "batch", 1: "sequence"} for name in names}
+else:
+    module = torch.export.load(source).module()
+    args = (torch.randn(2, 3, 224, 224),)
+    names = ["pixel_values"]
+    axes = {"pixel_values": {0: "batch"}}
+lap("load")
+with torch.no_grad():
+    expected = module(*args)
+expected = expected if isinstance(expected, torch.Tensor) else torch.as_tensor(next(iter(expected)))
+lap("reference")
+plain, fast, small = out / "plain.onnx", out / "fast.onnx", out / "int8.onnx"
+torch.onnx.export(
+    module, args, plain, input_names=names, output_names=["out"], dynamic_axes=axes, opset_version=17, dynamo=False
+)
+lap("export")
+onnx.checker.check_model(plain)
+lap("check")
+options = ort.SessionOptions()
+options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+options.optimized_model_filepath = str(fast)
+ort.InferenceSession(plain, options, providers=["CPUExecutionProvider"])
+lap("optimise")
+quantize_dynamic(fast, small, per_channel=True, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+lap("quantise")
+feeds = {name: tensor.numpy() for name, tensor in zip(names, args, strict=True)}
+for path in (plain, fast, small):
+    got = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+    want = expected.detach().numpy()
+    assert np.isfinite(got).all() and got.shape == want.shape, path
+    if path != small:
+        assert np.allclose(got, want, atol=1e-3, rtol=1e-3), path
+lap("numerics")
+print(json.dumps(seconds))

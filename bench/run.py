@@ -1,0 +1,112 @@
+"""``make bench``: the pipeline against a bare script in the same run, and what Modelium costs at rest.
+
+Writes ``docs/benchmarks.md``. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+sys.path[:0] = [str(CHECKOUT / "bench")]
+
+import at_rest  # noqa: E402
+import pipeline  # noqa: E402
+
+MODELS = {"ResNet-50": "resnet50.pt2", "MiniLM": "minilm"}
+
+
+def main() -> None:
+    """Measure everything and write the page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "`make bench` made this page. Wall seconds of one cold run each, on the machine named below; the bare script",
+        "(`bench/bare.py`) loads, exports, optimises, quantises and checks in one process, and neither isolates nor",
+        "measures nor publishes.",
+        "",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        print("making the models")
+        subprocess.run([sys.executable, "-P", CHECKOUT / "examples/make.py", work / "models"], check=True)
+        machine = None
+        for title, name in MODELS.items():
+            print(f"{title}: the bare script")
+            bare = _bare(work / "models" / name, work / f"bare-{title}")
+            print(f"{title}: the pipeline")
+            cold = pipeline.convert(work / f"home-{title}", work / "models" / name)
+            again = pipeline.convert(work / f"home-{title}", work / "models" / name)
+            machine = cold.account["machine"]
+            lines += _section(title, bare, cold, again)
+    print("at rest")
+    sizes = at_rest.idle_pss()
+    median_s, slowest_s = at_rest.help_s()
+    lines += [
+        "## At rest",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| `modelium --help`, median of 15 | {median_s * 1000:.0f} ms (slowest {slowest_s * 1000:.0f} ms) |",
+        *(f"| PSS of the idle {name} | {size:.0f} MB |" for name, size in sizes.items()),
+        f"| PSS of all resident processes | **{sum(sizes.values()):.0f} MB** |",
+        "",
+    ]
+    if machine:
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+        lines += [f"Machine: {machine['cpu']}, {machine['threads']} threads; {versions}. {date.today()}.", ""]
+    (CHECKOUT / "docs/benchmarks.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def _bare(model: Path, out: Path) -> dict[str, float]:
+    out.mkdir()
+    command = [sys.executable, "-P", CHECKOUT / "bench/bare.py", model, out]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    phases: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return phases
+
+
+def _section(title: str, bare: dict[str, float], cold: pipeline.Breakdown, again: pipeline.Breakdown) -> list[str]:
+    candidates = [c for c in cold.account["candidates"] if c["measurements"]]
+    rows = [
+        f"| {c['id']} | {c['precision']} | {_ms(c, 1)} | {_ms(c, 8)} | {(c['size_bytes'] or 0) / 1e6:.1f} | {c['state']} |"
+        for c in candidates
+    ]
+    bare_s = sum(bare.values())
+    proof_s = cold.parts.get("measuring", 0) + sum(
+        cold.steps.get(k, 0) for k in ("analyze", "probe", "reference", "parity")
+    )
+    return [
+        f"## {title}",
+        "",
+        "| | s |",
+        "|---|---|",
+        f"| bare script | **{bare_s:.1f}** ({', '.join(f'{k} {v:.1f}' for k, v in bare.items())}) |",
+        f"| pipeline, cold | **{cold.total_s:.1f}** ({cold.total_s / bare_s:.1f}×) |",
+        *(f"| … {part} | {seconds:.1f} |" for part, seconds in cold.parts.items()),
+        f"| … of all that, proof the bare script does not give (scan, probe, reference, parity, measuring) | {proof_s:.1f} |",
+        f"| pipeline, the same model again | {again.total_s:.1f} |",
+        "",
+        f"Steps: {', '.join(f'{kind} {seconds:.1f} s' for kind, seconds in cold.steps.items())}.",
+        "",
+        "| contender | precision | batch 1, ms | batch 8, ms | MB | |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _ms(candidate: dict[str, object], batch: int) -> str:
+    measurements = candidate["measurements"]
+    assert isinstance(measurements, list)
+    return next((f"{m['median_ms']:.2f}" for m in measurements if m["batch"] == batch), "")
+
+
+if __name__ == "__main__":
+    main()

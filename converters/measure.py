@@ -1,0 +1,275 @@
+"""Measure: original and candidates timed in turn, round by round, one process per runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from converters import machine
+from converters.arrays import Arrays, save
+from converters.batching import fixed_rows, row_count, take
+from converters.measure_worker import LEAST_RUNS
+from converters.reference import folder_of
+from converters.reference_cases import REAL, SAMPLES, Reference
+from converters.runners import descriptor_of
+from converters.sampling import ROWS_AXIS, sizes_of
+from schemas.catalog import TOOLCHAIN_OF_FORMAT, MeasureOptions
+from schemas.descriptor import BATCH_AXIS, ModelDescriptor
+from schemas.errors import ModelFailed
+from schemas.evidence import Measurement, MeasureReport, ReferenceCase
+from schemas.plan import ORIGINAL
+from schemas.step_io import StepContext, StepOutcome
+
+CANDIDATE_PREFIX = "candidate."
+LEAST_ROUNDS = 5
+"""Fewer rounds give no interval to judge noise by, so the budget gives way first."""
+_ONNX = "onnxruntime"
+_PAUSE_S = 0.005
+"""Between turns: threads of the runtime that just ran stop spinning on the cores within it."""
+
+
+@dataclass
+class _Series:
+    contender: str
+    batch: int
+    rounds_ms: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+
+
+class WorkerFailed(ModelFailed):
+    """A contender could not be loaded or run in its worker."""
+
+
+class WorkerDied(ModelFailed):
+    """A worker process ended; all of its contenders are lost."""
+
+
+class WorkerProcess:
+    """One ``measure_worker``; idle ones wait on a pipe and use no CPU."""
+
+    def __init__(self, context: StepContext) -> None:
+        # The same interpreter and environment as this process, which the sandbox has already cleaned.
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "converters.measure_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        workspace = str(context.workspace.resolve())
+        self._write({"request": context.request.model_dump(mode="json"), "workspace": workspace})
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to one order. Raises WorkerFailed with the contender's reason, WorkerDied at its end."""
+        self._write(order)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            died = f"by signal {-code}" if code < 0 else f"with status {code}"
+            raise WorkerDied(f"Its process ended {died} while it was asked to {order['do']} the model.")
+        answer: dict[str, Any] = json.loads(line)
+        if not answer["ok"]:
+            raise WorkerFailed(str(answer["reason"]))
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _write(self, document: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(document) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerDied("Its process ended before it could be asked anything.") from None
+
+
+class _Stable:
+    """The workers by runtime, and what became of the contenders."""
+
+    def __init__(self, context: StepContext) -> None:
+        self.context = context
+        self.workers: dict[str, WorkerProcess] = {}
+        self.runtimes: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+
+    def __enter__(self) -> _Stable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def ask(self, contender: str, order: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the contender's answer; None when it failed, now or before."""
+        if contender in self.failures:
+            return None
+        runtime = self.runtimes[contender]
+        try:
+            if runtime not in self.workers:
+                self.workers[runtime] = WorkerProcess(self.context)
+            return self.workers[runtime].ask({**order, "contender": contender})
+        except WorkerFailed as error:
+            self.failures[contender] = str(error.args[0])[:500]
+        except WorkerDied as error:
+            for other, theirs in self.runtimes.items():
+                if theirs == runtime and other not in self.failures:
+                    blame = "" if other == contender else f" It shared the process of {contender!r}."
+                    self.failures[other] = f"{error.args[0]}{blame}"[:500]
+        return None
+
+
+def measure(context: StepContext) -> StepOutcome:
+    """Time the original and every candidate on the same inputs, each in its own runtime with the same threads.
+
+    Contenders take turns in an order shuffled anew (by the request's seed) in every round, so that drifts of the
+    machine meet all of them; only one works at a time. A contender that fails is told in ``failures``.
+    """
+    options: MeasureOptions = context.options
+    request, descriptor = context.request, descriptor_of(context)
+    reference = Reference.open(folder_of(context))
+    case = _timed_case(reference, descriptor)
+    feeds = reference.inputs(case)
+    batches = _batches(options, reference, descriptor, feeds)
+    contenders = {ORIGINAL: "model"}
+    contenders.update({name.removeprefix(CANDIDATE_PREFIX): path for name, path in request.inputs.items()
+                       if name.startswith(CANDIDATE_PREFIX)})  # fmt: skip
+    with _Stable(context) as stable, tempfile.TemporaryDirectory(dir=context.out) as scratch:
+        files = {}
+        sizes: dict[str, int] = {}
+        for batch in batches:
+            files[batch] = Path(scratch).resolve() / f"feeds.{batch}.npz"
+            fed = _of_batch(feeds, batch, descriptor)
+            sizes = {k: n for k, n in sizes_of(descriptor.inputs, fed).items() if k not in (BATCH_AXIS, ROWS_AXIS)}
+            save(files[batch], fed)
+        for number, (contender, source) in enumerate(contenders.items()):
+            context.progress(0.2 * number / len(contenders), f"loading {contender}")
+            is_original = contender == ORIGINAL
+            runtime = _runtime(descriptor) if is_original else _ONNX
+            stable.runtimes[contender] = runtime
+            stable.ask(contender, {"do": "load", "input": source})
+            for batch in batches:
+                stable.ask(contender, {"do": "bind", "batch": batch, "feeds": str(files[batch])})
+        series = _race(context, stable, [c for c in contenders if c not in stable.failures], batches)
+        measurements = tuple(
+            _measurement(each, stable.runtimes[each.contender])
+            for each in series
+            if each.rounds_ms and each.contender not in stable.failures
+        )
+        report = MeasureReport(
+            machine=machine.describe(request.threads),
+            method=_method(options, case, series),
+            case_axes=sizes,
+            measurements=measurements,
+            failures=stable.failures,
+        )
+    return StepOutcome(report=report)
+
+
+def _race(context: StepContext, stable: _Stable, contenders: list[str], batches: tuple[int, ...]) -> list[_Series]:
+    options: MeasureOptions = context.options
+    order = random.Random(context.request.seed)
+    series = [_Series(contender, batch) for batch in batches for contender in contenders]
+    start = time.monotonic()
+    for number in range(options.rounds):
+        spent = time.monotonic() - start
+        if number >= LEAST_ROUNDS and spent >= options.budget_s:
+            break
+        context.progress(0.2 + 0.8 * number / options.rounds, f"round {number + 1} of {options.rounds}")
+        for batch in batches:
+            turn = [each for each in series if each.batch == batch]
+            order.shuffle(turn)
+            for each in turn:
+                time.sleep(_PAUSE_S)
+                answer = stable.ask(each.contender, {"do": "turn", "batch": batch, "least_ms": options.round_ms})
+                if answer is not None:
+                    latencies = [float(value) for value in answer["latencies_ms"]]
+                    each.rounds_ms.append(statistics.median(latencies))
+                    each.latencies_ms += latencies
+    return series
+
+
+def _measurement(series: _Series, runtime: str) -> Measurement:
+    median = statistics.median(series.latencies_ms)
+    return Measurement(
+        contender=series.contender,
+        runtime=runtime,
+        batch=series.batch,
+        rounds_ms=tuple(round(value, 6) for value in series.rounds_ms),
+        runs=len(series.latencies_ms),
+        median_ms=median,
+        p95_ms=float(np.percentile(series.latencies_ms, 95)),
+        throughput_per_s=series.batch * 1000 / max(median, 1e-6),
+    )
+
+
+def _runtime(descriptor: ModelDescriptor) -> str:
+    toolchain = TOOLCHAIN_OF_FORMAT[descriptor.format]
+    return _ONNX if toolchain == "onnx" else toolchain
+
+
+def _timed_case(reference: Reference, descriptor: ModelDescriptor) -> ReferenceCase:
+    """Return the case whose rows are timed: real samples before sentences (the longest) before random ones."""
+    cases = reference.report.cases
+    for case in cases:
+        if case.id == SAMPLES:
+            return case
+    real = [case for case in cases if case.source in REAL]
+    if real:
+        return max(real, key=lambda case: max((n for axis, n in case.axes.items() if axis != BATCH_AXIS), default=0))
+    return next((case for case in cases if case.traced), cases[0])
+
+
+def _batches(
+    options: MeasureOptions, reference: Reference, descriptor: ModelDescriptor, feeds: Arrays
+) -> tuple[int, ...]:
+    """Return the batch sizes to time: those asked for where batching is proven, else the model's own size."""
+    if reference.report.batching.holds:
+        return tuple(dict.fromkeys(options.batch_sizes))
+    fixed = fixed_rows(descriptor.inputs)
+    leads = all(spec.shape and spec.shape[0] in (BATCH_AXIS, ROWS_AXIS) for spec in descriptor.inputs)
+    # Rows that depend on each other are timed as the one request they are, and a large sample is no request.
+    return (fixed or (min(row_count(feeds), 8) if leads else 1),)
+
+
+def _of_batch(feeds: Arrays, batch: int, descriptor: ModelDescriptor) -> Arrays:
+    """Return ``batch`` rows of ``feeds``, repeated where there are fewer; as they are where no axis counts rows."""
+    leads = all(spec.shape and spec.shape[0] in (BATCH_AXIS, ROWS_AXIS, batch) for spec in descriptor.inputs)
+    return take(feeds, np.arange(batch) % row_count(feeds)) if leads and descriptor.inputs else feeds
+
+
+def _method(options: MeasureOptions, case: ReferenceCase, series: list[_Series]) -> str:
+    rounds = max((len(each.rounds_ms) for each in series), default=0)
+    return (
+        f"{rounds} rounds; in each, every contender in a shuffled order runs for at least {options.round_ms:g} ms and "
+        f"{LEAST_RUNS} times, after one run that is not timed; one process per runtime, one contender working at a "
+        f"time, idle threads not spinning. Inputs: case {case.id} ({case.source}). Garbage collection off while timing."
+    )

@@ -1,0 +1,231 @@
+"""The running pipeline against kills, double drops and people: whatever happens, a job ends once, in one state."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.torch]
+MODELIUM = Path(sys.executable).parent / "modelium"
+QUICK = {"MODELIUM_MEASURE_ROUNDS": "5", "MODELIUM_MEASURE_BUDGET_S": "3", "MODELIUM_LEASE_S": "4"}
+
+
+def modelium(home: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [str(part) for part in (MODELIUM, "--home", home, *arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUICK, timeout=300)
+    assert not check or done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def shown(home: Path, *arguments: object) -> Any:
+    return json.loads(modelium(home, *arguments, "--json", check=False).stdout)
+
+
+@contextmanager
+def running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``modelium up`` on ``home``."""
+    up = subprocess.Popen([MODELIUM, "--home", home, "up", "--json"], env=os.environ | QUICK, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: shown(home, "status")["up"], 30)
+        yield up
+    finally:
+        up.terminate()
+        up.wait(timeout=60)
+
+
+def wait_for(condition: Any, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def job_states(home: Path) -> list[str]:
+    return [job["state"] for job in shown(home, "jobs")["jobs"]]
+
+
+def ended(home: Path, count: int = 1) -> bool:
+    states = job_states(home)
+    return len(states) == count and all(s in {"deployed", "unchanged", "failed", "cancelled"} for s in states)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript model large enough that a kill can hit its conversion."""
+    path = tmp_path_factory.mktemp("model") / "net.pt"
+    code = f"""
+import torch
+torch.manual_seed(0)
+layers = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.ReLU()]
+for _ in range(6):
+    layers += [torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()]
+net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 10))
+torch.jit.trace(net.eval(), torch.randn(2, 3, 32, 32)).save({str(path)!r})
+"""
+    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code], check=True)
+    return path
+
+
+def test_a_worker_killed_in_mid_conversion_leaves_the_job_done_once(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home) as up:
+        shutil.copy(network, home / "incoming" / "net.pt")
+        wait_for(lambda: job_states(home) == ["executing"], 60)
+        name = shown(home, "jobs")["jobs"][0]["id"]
+        wait_for(lambda: any(s["kind"] == "reference" for s in shown(home, "logs", name)["steps"]), 30)
+        workers = [p for p in psutil.Process(up.pid).children() if "general@modelium" in " ".join(p.cmdline())]
+        assert len(workers) == 1
+        family = descendants(workers[0].pid)
+        for process in family:
+            if process.is_running():
+                process.send_signal(signal.SIGKILL)
+        wait_for(lambda: gone(family), 10)
+        wait_for(lambda: ended(home), 120)
+        account = shown(home, "show", name)
+    assert account["state"] == "deployed", account["reason"]
+    assert account["job"]["attempt"] == 1
+    assert [d["version"] for d in shown(home, "deployments", "--all")["deployments"]] == [1]
+    after = [t["after"] for t in account["history"]]
+    assert after == ["received", "analyzing", "planning", "executing", "measuring", "deploying", "deployed"]
+    assert list((home / "workspaces").iterdir()) == []
+
+
+def test_everything_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home) as up:
+        shutil.copy(network, home / "incoming" / "net.pt")
+        wait_for(lambda: job_states(home) == ["executing"], 60)
+        family = descendants(up.pid)
+        assert len(family) >= 5
+        up.kill()
+        wait_for(lambda: gone(family), 15)
+        up.wait(timeout=10)
+    with running(home):
+        wait_for(lambda: ended(home), 120)
+    assert job_states(home) == ["deployed"]
+
+
+def test_two_equal_drops_make_two_jobs_and_one_conversion(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home):
+        for name in ("one.pt", "two.pt"):
+            shutil.copy(network, home / "incoming" / name)
+        wait_for(lambda: ended(home, 2), 180)
+    assert job_states(home) == ["deployed", "deployed"]
+    steps = [s for job in shown(home, "jobs")["jobs"] for s in shown(home, "logs", job["id"])["steps"]]
+    for kind in ("analyze", "probe", "reference", "torchscript_onnx", "onnx_optimize"):
+        executed = {s["id"] for s in steps if s["kind"] == kind and not s["cached_from"]}
+        assert len(executed) == 1, kind
+    assert len([s for s in steps if s["kind"] == "measure" and not s["cached_from"]]) == 2
+    assert {d["name"] for d in shown(home, "deployments")["deployments"]} == {"one", "two"}
+
+
+def test_a_job_is_cancelled_in_mid_stage(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home):
+        shutil.copy(network, home / "incoming" / "net.pt")
+        wait_for(lambda: job_states(home) == ["executing"], 60)
+        modelium(home, "cancel", "net")
+        wait_for(lambda: ended(home), 30)
+    assert job_states(home) == ["cancelled"]
+    assert list((home / "workspaces").iterdir()) == []
+
+
+def test_convert_beside_a_running_up_submits_and_follows(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home):
+        account = shown(home, "convert", network)
+    assert account["state"] == "deployed"
+    assert "net" in {d["name"] for d in shown(home, "deployments")["deployments"]}
+
+
+def test_the_life_of_a_deployment(tmp_path: Path, network: Path) -> None:
+    """Convert, convert other bytes under the same name, roll back, try, collect, undeploy."""
+    home, model = tmp_path / "home", tmp_path / "net.pt"
+    shutil.copy(network, model)
+    assert shown(home, "convert", model)["deployment"]["version"] == 1
+    again = shown(home, "convert", model)
+    assert (again["deployment"]["version"], again["job"]["attempt"]) == (1, 1)
+    shutil.copy(network, model)
+    with model.open("r+b") as file:  # another comment in the archive: other bytes, the same network
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x01\x00")
+        file.seek(0, os.SEEK_END)
+        file.write(b"x")
+    second = shown(home, "convert", model)
+    assert (second["state"], second["deployment"]["version"]) == ("deployed", 2), second["reason"]
+    assert shown(home, "rollback", "net")["version"] == 1
+    assert "versions: 1" in (home / "model_repository" / "net" / "config.pbtxt").read_text()
+    tried = shown(home, "try", "net", "--rows", "2")
+    assert next(iter(tried["shapes"].values()))[0] == 2
+    assert shown(home, "gc", "--older-than-days", "0")["artifacts"] > 0
+    assert shown(home, "try", "net")["latency_ms"] > 0
+    assert modelium(home, "report", "net").stdout.strip().endswith("index.html")
+    modelium(home, "undeploy", "net")
+    assert not (home / "model_repository" / "net").exists()
+    assert modelium(home, "try", "net", check=False).returncode == 2
+
+
+def test_convert_prints_one_json_document_and_tells_its_end_by_the_exit_status(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "models"
+    folder.mkdir()
+    (folder / "empty.onnx").touch()
+    (folder / "words.onnx").write_text("this is no model\n")
+    one = modelium(home, "convert", folder / "empty.onnx", "--json", check=False)
+    account = json.loads(one.stdout)
+    assert (one.returncode, account["state"]) == (3, "failed")
+    assert account["reason"] and "\n" not in account["reason"]
+    assert {"job_id", "descriptor", "plan", "candidates", "winner", "deployment"} <= set(account)
+    both = modelium(home, "convert", folder, "--json", check=False)
+    assert both.returncode == 3 and len(json.loads(both.stdout)["jobs"]) == 2
+    absent = modelium(home, "convert", folder / "nothing.pt", "--json", check=False)
+    assert absent.returncode == 2 and json.loads(absent.stdout)["error"]["code"] == "not_found"
+    assert "Traceback" not in absent.stderr
+
+
+def test_a_plan_converts_and_keeps_nothing(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    planned = shown(home, "plan", network)
+    assert [c["id"] for c in planned["plan"]["candidates"]][:1] == ["onnx"]
+    assert all(s["reason"] for c in planned["plan"]["candidates"] for s in c["steps"])
+    assert job_states(home) == []
+    assert not [p for p in home.iterdir() if p.name.startswith("plan-")]
+
+
+def test_a_second_up_on_the_same_home_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with running(home):
+        second = modelium(home, "up", check=False)
+    assert second.returncode == 2 and "runs on" in second.stderr
+
+
+def test_two_names_that_collide_are_refused_with_the_way_out(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(network, tmp_path / folder / "net.pt")
+    assert shown(home, "convert", tmp_path / "a" / "net.pt")["state"] == "deployed"
+    second = modelium(home, "convert", tmp_path / "b" / "net.pt", "--json", check=False)
+    account = json.loads(second.stdout)
+    assert (second.returncode, account["state"]) == (5, "needs_input")
+    assert "name:" in account["hint"]

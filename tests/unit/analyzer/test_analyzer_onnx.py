@@ -1,0 +1,150 @@
+"""ONNX files and folders: what the graph declares, external data, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from analyzer import describe
+from analyzer.onnx_graph import batch_names
+from schemas.descriptor import Format, KnownBy
+
+
+def test_a_graph_tells_signature_operators_opset_parameters_and_flops(onnx_file, accepted):
+    descriptor = accepted(onnx_file)
+
+    assert descriptor.format is Format.ONNX
+    assert [(s.name, s.dtype, s.shape) for s in descriptor.inputs] == [("x", "float32", ("batch", 3))]
+    assert [(s.name, s.shape) for s in descriptor.outputs] == [("y", ("batch", 2))]
+    assert descriptor.operators == {"Gemm": 1, "Relu": 1}
+    assert (descriptor.opset, descriptor.producer) == (17, "pytest 1")
+    assert (descriptor.parameter_count, descriptor.parameter_bytes) == (6, 24)
+    assert descriptor.flops == 2 * 3 * 2
+
+
+def test_initializers_listed_as_inputs_are_no_inputs(tmp_path, graph_model, accepted):
+    model = graph_model()
+    model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [3, 2]))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    assert [spec.name for spec in accepted(tmp_path / "m.onnx").inputs] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("leading", "expected", "known_by"),
+    [
+        ("batch_size", "batch", KnownBy.HEADER),
+        ("N", "batch", KnownBy.GUESS),
+        ("unk__12", "batch", KnownBy.GUESS),
+        ("s77", "batch", KnownBy.GUESS),
+        (None, "batch", KnownBy.GUESS),
+        ("sequence", "sequence", KnownBy.HEADER),
+        (1, 1, KnownBy.HEADER),
+    ],
+)
+def test_only_a_leading_axis_that_looks_like_a_batch_is_called_batch(
+    tmp_path, graph_model, accepted, leading, expected, known_by
+):
+    onnx.save(graph_model(shape=[leading, 3]), str(tmp_path / "m.onnx"))
+
+    spec = accepted(tmp_path / "m.onnx").inputs[0]
+    assert (spec.shape, spec.known_by) == ((expected, 3), known_by)
+
+
+def test_an_unnamed_leading_axis_is_no_batch_when_another_input_is_fixed():
+    assert batch_names([["", 3], [5, 3]]) == frozenset()
+    assert batch_names([["batch", 3], [5, 3]]) == {"batch"}
+    assert batch_names([["N", "L"], ["N"]]) == {"N"}
+
+
+def test_an_inner_axis_without_a_name_gets_one(tmp_path, graph_model, accepted):
+    onnx.save(graph_model(shape=["batch", None]), str(tmp_path / "m.onnx"))
+
+    assert accepted(tmp_path / "m.onnx").inputs[0].shape == ("batch", "x_1")
+
+
+def test_a_graph_without_nodes_is_refused(tmp_path, graph_model, refused):
+    onnx.save(graph_model(nodes=[]), str(tmp_path / "m.onnx"))
+
+    assert "empty" in refused(tmp_path / "m.onnx", "model_failed").message
+
+
+def test_a_truncated_graph_is_refused_with_what_is_missing(tmp_path, onnx_file, refused):
+    whole = onnx_file.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(whole[:-40])
+
+    message = refused(path, "model_failed").message
+    assert "truncated ONNX file" in message
+
+
+def test_a_folder_with_one_onnx_file_and_its_data_is_one_model(onnx_folder, accepted):
+    descriptor = accepted(onnx_folder)
+
+    assert descriptor.entry == "model.onnx"
+    assert set(descriptor.files) == {"model.onnx", "model.data"}
+    assert descriptor.parameter_bytes == 24
+
+
+def test_external_data_that_is_not_there_is_named(onnx_folder, refused):
+    refusal = refused(onnx_folder / "model.onnx", "model_failed")
+
+    assert "model.data" in refusal.message and "folder" in refusal.hint
+
+
+def test_external_data_that_is_too_short_is_a_truncated_model(onnx_folder, refused):
+    (onnx_folder / "model.data").write_bytes(bytes(5))
+
+    assert "truncated" in refused(onnx_folder, "model_failed").message
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "a/../../b", "c:\\x", "..\\x"])
+def test_external_data_outside_the_folder_is_dangerous(onnx_folder, refused, location):
+    model = onnx.load(str(onnx_folder / "model.onnx"), load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    (onnx_folder / "model.onnx").write_bytes(model.SerializeToString())
+
+    refused(onnx_folder, "quarantined")
+
+
+def test_operators_that_the_runtime_does_not_have_are_named(tmp_path, graph_model, refused):
+    model = graph_model(nodes=[helper.make_node("MyOp", ["x"], ["y"], domain="acme")])
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    assert "acme::MyOp" in refused(tmp_path / "m.onnx", "unsupported").message
+
+
+def test_an_output_that_is_no_tensor_is_refused_with_the_option_that_helps(tmp_path, graph_model, refused):
+    model = graph_model()
+    model.graph.output[0].type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+
+    assert "zipmap" in refused(tmp_path / "m.onnx", "unsupported").hint
+
+
+def test_operators_inside_subgraphs_are_counted(tmp_path, graph_model):
+    branch = helper.make_graph(
+        [helper.make_node("Tanh", ["h"], ["t"])], "branch", [], [helper.make_tensor_value_info("t", 1, None)]
+    )
+    nodes = [
+        helper.make_node("Gemm", ["x", "weight"], ["h"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    model = graph_model(nodes=nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    assert describe(tmp_path / "m.onnx").descriptor.operators["Tanh"] == 2
+
+
+def test_script_in_names_is_kept_as_text_of_one_line(tmp_path, graph_model, accepted):
+    model = graph_model()
+    model.producer_name = "<script>alert(1)</script>\nx\x00y"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    producer = accepted(tmp_path / "m.onnx").producer
+    assert producer == "<script>alert(1)</script> x y 1"

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from converters import machine
+from schemas.descriptor import Format
+
+FAST = {"rounds": 3, "round_ms": 2}
+
+
+def square(write_onnx, times, *, batch="batch"):
+    """A graph of ``times`` multiplications of a 256 x 256 matrix; the same answer whatever ``times`` is."""
+    names = ["x", *(f"h{i}" for i in range(times - 1)), "y"]
+    nodes = [("MatMul", [names[i], "w"], [names[i + 1]], {}) for i in range(times)]
+    return write_onnx(
+        nodes, [("x", "float", [batch, 256])], [("y", "float", [batch, 256])], {"w": np.eye(256, dtype=np.float32)}
+    )
+
+
+def begun(tell, folder, format=Format.ONNX):
+    story = tell(folder, format)
+    story.probe()
+    story.reference()
+    return story
+
+
+def test_a_contender_with_far_more_work_is_slower_in_every_round(tell, write_onnx):
+    story = begun(tell, square(write_onnx, 1))
+    report = story.measure({"slow": square(write_onnx, 200)}, **FAST)
+    assert not report.failures
+    found = {(m.contender, m.batch): m for m in report.measurements}
+    assert set(found) == {("original", 1), ("original", 8), ("slow", 1), ("slow", 8)}
+    for batch in (1, 8):
+        original, slow = found["original", batch], found["slow", batch]
+        assert len(original.rounds_ms) == len(slow.rounds_ms) == 3
+        assert statistics.median(slow.rounds_ms) > statistics.median(original.rounds_ms)
+        assert slow.p95_ms >= slow.median_ms > 0
+        assert slow.throughput_per_s == pytest.approx(batch * 1000 / slow.median_ms)
+        assert slow.runs >= 9
+
+
+def test_a_model_of_a_fixed_batch_is_timed_at_its_own_size(tell, write_onnx):
+    report = begun(tell, square(write_onnx, 1, batch=4)).measure({}, **FAST)
+    assert [m.batch for m in report.measurements] == [4]
+
+
+def test_a_contender_that_cannot_be_loaded_or_run_is_a_failure_and_the_others_are_measured(tell, write_onnx):
+    story = begun(tell, square(write_onnx, 1))
+    broken = square(write_onnx, 1)
+    (broken / "model.onnx").write_bytes(b"not onnx")
+    wrong = write_onnx([("Relu", ["z"], ["y"], {})], [("z", "float", ["batch", 256])], [("y", "float", ["batch", 256])])
+    report = story.measure({"broken": broken, "wrong": wrong, "good": square(write_onnx, 2)}, **FAST)
+    assert {m.contender for m in report.measurements} == {"original", "good"}
+    assert "onnxruntime cannot load" in report.failures["broken"]
+    assert "'z'" in report.failures["wrong"]
+
+
+def test_rounds_stop_when_the_budget_is_spent_but_never_below_five(tell, write_onnx):
+    report = begun(tell, square(write_onnx, 1)).measure({}, rounds=50, round_ms=5, budget_s=0.001, batch_sizes=(1,))
+    assert len(report.measurements[0].rounds_ms) == 5
+
+
+def test_the_report_says_where_and_how_it_was_measured(tell, write_onnx):
+    report = begun(tell, square(write_onnx, 1)).measure({}, batch_sizes=(1,), **FAST)
+    assert report.machine.threads == 1
+    assert report.machine.versions["onnxruntime"]
+    assert "3 rounds" in report.method
+    assert report.measurements[0].runtime == "onnxruntime"
+
+
+@pytest.mark.torch
+def test_torch_and_onnxruntime_are_timed_in_one_run(tell, save_script, write_onnx):
+    import torch
+
+    net = torch.nn.Linear(256, 256, bias=False)
+    story = begun(tell, save_script(net), Format.TORCHSCRIPT)
+    candidate = write_onnx(
+        [("MatMul", ["input", "w"], ["output"], {})],
+        [("input", "float", ["batch", 256])],
+        [("output", "float", ["batch", 256])],
+        {"w": net.weight.detach().numpy().T.copy()},
+    )
+    assert story.parity(candidate).passed
+    report = story.measure({"a": candidate}, **FAST)
+    assert not report.failures
+    assert {(m.contender, m.runtime) for m in report.measurements} == {("original", "torch"), ("a", "onnxruntime")}
+
+
+@pytest.mark.torch
+def test_what_a_model_prints_does_not_disturb_the_measuring(tell, save_script):
+    import torch
+
+    globals()["torch"] = torch
+
+    class Chatty(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            print('{"ok": true, "latencies_ms": [0.0]}')
+            return self.linear(x)
+
+    story = begun(tell, save_script(Chatty()), Format.TORCHSCRIPT)
+    report = story.measure({}, rounds=3, round_ms=0.01, batch_sizes=(1,))
+    assert not report.failures
+    assert report.measurements[0].median_ms > 0
+
+
+def test_the_machine_is_described_without_importing_a_framework():
+    described = machine.describe(2)
+    assert described.threads == 2
+    assert described.cores >= 1
+    assert described.memory_bytes > 1 << 28
+    assert described.cpu
+
+
+def test_one_inference_shows_the_first_values_of_each_output(tell, write_onnx):
+    folder = square(write_onnx, 1)
+    story = begun(tell, folder)
+    report = story.try_model(folder, rows=3)
+    assert report.shapes == {"y": (3, 256)}
+    assert len(report.outputs["y"]) == 8
+    assert report.latency_ms > 0
+    assert report.inputs[0].shape == ("batch", 256)
+
+
+def test_not_a_number_is_shown_as_nothing(tell, write_onnx):
+    folder = write_onnx([("Log", ["x"], ["y"], {})], [("x", "float", ["batch", 64])], [("y", "float", ["batch", 64])])
+    report = begun(tell, folder).try_model(folder)
+    assert None in report.outputs["y"]
