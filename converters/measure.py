@@ -218,12 +218,14 @@ def _race(context: StepContext, stable: _Stable, contenders: list[str], batches:
 
 
 def _measurement(series: _Series, runtime: str) -> Measurement:
-    median = statistics.median(series.latencies_ms)
+    # The median of the rounds, not of the runs: the verdict pairs rounds, and one number is to be told everywhere.
+    rounds = tuple(round(value, 6) for value in series.rounds_ms)
+    median = statistics.median(rounds)
     return Measurement(
         contender=series.contender,
         runtime=runtime,
         batch=series.batch,
-        rounds_ms=tuple(round(value, 6) for value in series.rounds_ms),
+        rounds_ms=rounds,
         runs=len(series.latencies_ms),
         median_ms=median,
         p95_ms=float(np.percentile(series.latencies_ms, 95)),

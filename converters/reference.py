@@ -40,8 +40,6 @@ from schemas.target import DEFAULT_TOLERANCES, Precision
 OUTPUT = "reference"
 _SAMPLES_BYTES = 1 << 30
 """What the samples' inputs may take; beyond it rows are left out."""
-_PROVEN_ROWS = 8
-"""Rows of real samples that are also run one by one."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,6 @@ def has_rows(descriptor: ModelDescriptor) -> bool:
 
 
 def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Planned]:
-    options: ReferenceOptions = context.options
     descriptor = descriptor_of(context)
     specs, base = descriptor.inputs, example_sizes(descriptor)
     rng = np.random.default_rng(context.request.seed)
@@ -136,7 +133,7 @@ def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Pl
     yield _Planned(TRACE, "random", draw(base), traced=True, must_run=True)
     leading = next((axis for axis in (BATCH_AXIS, ROWS_AXIS) if axis in base), None)
     if leading is not None:
-        for size in options.batch_sizes:
+        for size in _batch_sizes(context):
             if size != base[leading]:
                 yield _Planned(f"batch-{size}", "random", draw({**base, leading: size}))
     others = [axis for axis in base if axis != leading]
@@ -160,6 +157,13 @@ def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Pl
     else:
         for number, feeds in enumerate(sentence_feeds(context.input("model"), specs)):
             yield _Planned(f"sentences-{number + 1}", "sentences", feeds)
+
+
+def _batch_sizes(context: StepContext) -> tuple[int, ...]:
+    """Return the batch sizes to run: the step's own, and those the target is served at as far as rows go together."""
+    options: ReferenceOptions = context.options
+    wanted = context.request.target.batch_sizes if context.request.target is not None else ()
+    return tuple(dict.fromkeys((*options.batch_sizes, *sorted(size for size in wanted if size <= ROWS_AT_ONCE))))
 
 
 def _shorter(size: int) -> int:
@@ -225,9 +229,8 @@ def _batching(
     for specs in (descriptor.inputs, outputs):
         if not has_batch_axis(specs):
             return no_batch_axis(specs)
-    few = slice(0, _PROVEN_ROWS)
     # Rows of a case that was run in parts were together with others than these; the small cases say enough.
-    cases = [(take(feeds, few), take(given, few)) for feeds, given in ran if row_count(feeds) <= ROWS_AT_ONCE]
+    cases = [(feeds, given) for feeds, given in ran if row_count(feeds) <= ROWS_AT_ONCE]
     return prove(runner.run, cases, DEFAULT_TOLERANCES[Precision.FP32])
 
 

@@ -207,6 +207,10 @@ def retry(database: db.Database, job_id: str) -> int:
             raise Conflict(
                 f"Job {job_id[:12]} is still {row.state}.", hint=f"Cancel it first: modelium cancel {job_id[:12]}"
             )
+        if not _was_taken_up(connection, job_id):
+            raise Conflict(
+                f"Job {job_id[:12]} was refused as it arrived: {row.reason}", hint="Mend the drop, and drop it again."
+            )
         attempt = int(row.attempt) + 1
         connection.execute(
             update(db.jobs)
@@ -337,6 +341,15 @@ def _note(
 
 def _send(connection: Connection, job_id: str, stage: str) -> None:
     connection.execute(db.outbox.insert().values(job_id=job_id, stage=stage, created_at=db.now()))
+
+
+def _was_taken_up(connection: Connection, job_id: str) -> bool:
+    """Whether a job's drop was stored whole: one refused on arrival ended at once, and by nobody's wish."""
+    query = (
+        select(db.transitions.c.after).where(db.transitions.c.job_id == job_id).order_by(db.transitions.c.id).limit(2)
+    )
+    first = connection.execute(query).scalars().all()
+    return first[1:] not in ([JobState.FAILED.value], [JobState.NEEDS_INPUT.value])
 
 
 def _end_cancelled(connection: Connection, row: Row[Any]) -> None:

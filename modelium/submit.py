@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelium import arrivals, jobs
 from modelium.context import Context
+from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
 from schemas.target import TargetProfile
 
@@ -61,6 +63,7 @@ def submit_path(context: Context, path: Path) -> list[str]:
         arrived = submit(context, arrival, source="cli")
         state = jobs.find(context.database, arrived.job_id).state
         if not arrived.new and state in ENDS - {JobState.DEPLOYED, JobState.UNCHANGED}:
-            jobs.retry(context.database, arrived.job_id)
+            with contextlib.suppress(Conflict):  # refused on arrival, and for the same reason again
+                jobs.retry(context.database, arrived.job_id)
         ids.append(arrived.job_id)
     return ids

@@ -69,7 +69,9 @@ class OutputParity(Document):
     method: Literal["numeric", "agreement"]
     max_abs: float | None = None
     max_rel: float | None = Field(default=None, description="Largest |difference| / (|original| + 1e-6)")
-    cosine: float | None = Field(default=None, description="Least cosine over rows")
+    cosine: float | None = Field(
+        default=None, description="Least cosine over rows; of a lossy candidate over the real cases where there are any"
+    )
     agreement: float | None = Field(
         default=None, description="Share of equal values, or of equal top-1 for classifiers"
     )
@@ -103,8 +105,8 @@ class Measurement(Document):
         description="Median latency of each round; round i of all contenders are pairs"
     )
     runs: int = Field(ge=1, description="Timed runs in all rounds together")
-    median_ms: float
-    p95_ms: float
+    median_ms: float = Field(description="Median of ``rounds_ms``, the number that the verdict compares")
+    p95_ms: float = Field(description="95th percentile over all runs")
     throughput_per_s: float = Field(description="Rows per second at this batch size, from the median")
 
 

@@ -29,9 +29,12 @@ class Objective(StrEnum):
 class Tolerance(Document):
     """How far a candidate's outputs may be from the original's.
 
-    A numeric output passes when ``|candidate - original| <= atol + rtol * |original|`` everywhere (numpy.allclose's
-    formula) or, for precisions that are lossy by nature, when its cosine reaches ``min_cosine``; see
-    ``validator/verdict.py``. Labels and strings pass when the share of equal values reaches ``min_agreement``.
+    A numeric output in fp32 passes when ``|candidate - original| <= atol + rtol * |original|`` everywhere
+    (numpy.allclose's formula). For precisions that are lossy by nature it passes when the cosine of its worst row
+    reaches ``min_cosine`` and no row's length is off by more than a tenth: over the real cases where there are any
+    (samples, sentences), else over all. The formula decides there only for rows of a single number, which have no
+    direction. Labels and strings pass when the share of equal values reaches ``min_agreement``, and so do the top
+    classes of a lossy classifier. See ``converters/comparison.py``.
     """
 
     atol: float = Field(default=1e-4, ge=0, le=1.0)
@@ -46,8 +49,9 @@ DEFAULT_TOLERANCES: dict[Precision, Tolerance] = {
     Precision.FP32: Tolerance(),
     # Half precision keeps 11 bits of mantissa: 2**-11 = 4.9e-4 a rounding, accumulated over the layers.
     Precision.FP16: Tolerance(atol=1e-2, rtol=1e-2, min_cosine=0.999, min_agreement=0.99),
-    # Per-channel int8 was measured at cosine .991 and above on real sentences (MiniLM); per-tensor at .948 is wrong.
-    Precision.INT8: Tolerance(atol=5e-2, rtol=5e-2, min_cosine=0.99, min_agreement=0.97),
+    # The worst row of the built-in sentences: MiniLM with a scale per channel reaches .988 and keeps its ranking of
+    # neighbours; with one scale per tensor it reaches .948 and does not.
+    Precision.INT8: Tolerance(atol=5e-2, rtol=5e-2, min_cosine=0.98, min_agreement=0.97),
 }
 
 

@@ -110,7 +110,7 @@ def _won(console: Console, won: Sequence[tuple[JobAccount, story.Story]]) -> Tab
         ">size",
         "parity",
     ]
-    table = _table(*columns)
+    table = _table(*columns, gap=2 if wide else 1)
     for each, told in won:
         assert told.winner is not None
         batch = f" b{told.batch}" if len(batches) > 1 and told.batch is not None else ""
@@ -336,9 +336,9 @@ def _paragraph(console: Console, text: str) -> None:
     console.print(_safe(text))
 
 
-def _table(*names: str, header: bool = True) -> Table:
+def _table(*names: str, header: bool = True, gap: int = 2) -> Table:
     """Return a table without lines; a name that begins with > is a column of numbers."""
-    table = Table(box=None, show_header=header, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, show_header=header, header_style="dim", padding=(0, gap, 0, 0), pad_edge=False)
     for name in names:
         if name.startswith(">"):
             table.add_column(name[1:], justify="right", no_wrap=True)

@@ -32,12 +32,7 @@ def analyze(work: Work) -> Next:
 def model_inputs(work: Work) -> dict[str, str]:
     """Return the inputs every step on the original gets: the model, and the folder with the sidecar's companions."""
     job = work.claim.job
-    inputs = {"model": job.artifact_sha256}
-    if job.sidecar_sha256:
-        inputs["code"] = job.sidecar_sha256
-    elif work.claim.sidecar is not None:
-        inputs["code"] = job.artifact_sha256  # a folder's sidecar and companions are inside it
-    return inputs
+    return {"model": job.artifact_sha256} | ({"code": job.sidecar_sha256} if job.sidecar_sha256 else {})
 
 
 def _end(work: Work, error: ErrorDocument, descriptor: ModelDescriptor | None) -> Next:

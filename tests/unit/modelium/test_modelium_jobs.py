@@ -61,6 +61,8 @@ def test_a_drop_with_a_bad_sidecar_ends_with_the_reason(database: Database, arri
     job = jobs.find(database, arrived.job_id)
     assert (job.state, job.reason) == (JobState.NEEDS_INPUT, "The sidecar is not valid.")
     assert waiting(database) == []
+    with pytest.raises(Conflict, match="refused as it arrived"):
+        jobs.retry(database, arrived.job_id)
 
 
 def test_only_one_of_many_workers_gets_a_claim(database: Database, arrive: Arrive) -> None:

@@ -59,7 +59,7 @@ def test_hugging_face_falls_back_from_fused_to_written_out_attention_and_then_to
     ("format_", "exporters"),
     [
         (Format.TORCHSCRIPT, ["torchscript"]),
-        (Format.EXPORTED_PROGRAM, ["dynamo", "torchscript"]),
+        (Format.EXPORTED_PROGRAM, ["torchscript", "dynamo"]),
         (Format.TORCH_STATE_DICT, ["torchscript", "dynamo"]),
         (Format.SAFETENSORS, ["torchscript", "dynamo"]),
     ],
