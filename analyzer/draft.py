@@ -58,7 +58,7 @@ class Draft:
         for name, value in facts.items():
             if value is None or value == () or value == {} or value == "":
                 continue
-            if name in ("parameter_count", "parameter_bytes", "memory_bytes", "flops") and value > MAX_COUNT:
+            if name in ("parameter_count", "parameter_bytes", "matrix_bytes", "memory_bytes", "flops") and value > MAX_COUNT:
                 continue
             self.facts[name] = clean(value) if isinstance(value, str) and name != "entry" else value
             self.known_by[name] = by

@@ -12,6 +12,7 @@ from analyzer import onnx_wire
 from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.formats import Seen
 from analyzer.hf_folder import read_json, read_settings, transformer_folder
+from schemas.catalog import SERVED_IR, SERVED_OPSET
 from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
 from schemas.errors import LimitExceeded, ModelFailed, Quarantined, Unsupported
 
@@ -36,6 +37,7 @@ _MADE_UP = re.compile(r"unk_|dynamicdimension|s\d+\Z|dim_?0\Z|\w+_dim_0\Z")
 """Axis names that exporters make up: tf2onnx, onnxruntime, torch.export, torch.onnx."""
 _GRAPH_NAMES = frozenset({"main_graph", "torch_jit", "torch-jit-export", "model"})
 """Names that exporters give every graph."""
+_MATRIX_OPERATORS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "LSTM"})
 _BATCH_NAMES = frozenset({"n", "b", "bs", "none", "?", "-1", "0"})
 
 
@@ -59,6 +61,19 @@ def read_onnx(draft: Draft, seen: Seen) -> None:
         opset=opsets.get("", opsets.get("ai.onnx")),
         architecture=None if text(graph.name) in _GRAPH_NAMES else text(graph.name),
     )
+    newer = [
+        f"{what} {have} (up to {most})"
+        for what, have, most in (
+            ("opset", opsets.get("", opsets.get("ai.onnx", 0)), SERVED_OPSET),
+            ("IR version", model.ir_version, SERVED_IR),
+        )
+        if have > most
+    ]
+    if newer:
+        draft.note(
+            f"It is newer than what the target's onnxruntime loads: {' and '.join(newer)}. It cannot be served as it "
+            "is; the optimised candidate is written in an older one where nothing in it is newer."
+        )
     counts: dict[str, int] = {}
     tensors = list(graph.initializer)
     for node in _nodes(model):
@@ -70,6 +85,7 @@ def read_onnx(draft: Draft, seen: Seen) -> None:
     _external(draft, path, tensors, in_folder="entry" in draft.facts)
     initializers = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     draft.parameters(_sizes([*initializers, *(t for t in tensors[len(graph.initializer) :] if math.prod(t.dims) > 1)]))
+    draft.know(matrix_bytes=_matrix_bytes(graph))
     _metadata(draft, model)
     if path != draft.path and (settings := transformer_folder(draft.path)) is not None:
         read_settings(draft, settings, read_json(settings / "config.json", "config.json"))
@@ -182,6 +198,22 @@ def _size(tensor: Any) -> int:
 def _sizes(tensors: list[Any]) -> Iterator[tuple[str, int, int]]:
     for tensor in tensors:
         yield _TYPES.get(tensor.data_type, ("unknown", 0))[0], math.prod(max(0, n) for n in tensor.dims), _size(tensor)
+
+
+def _matrix_bytes(graph: Any) -> int:
+    """Return the bytes of the main graph's constants that a matrix product multiplies by."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            constants.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.HasField("t"))
+    used = {
+        name
+        for node in graph.node
+        if node.op_type in _MATRIX_OPERATORS
+        for name in node.input[1:3]
+        if name in constants
+    }
+    return sum(_size(constants[name]) for name in used)
 
 
 def _metadata(draft: Draft, model: Any) -> None:

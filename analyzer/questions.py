@@ -6,13 +6,13 @@ from analyzer.draft import clean
 from schemas.errors import NeedsInput, Unsupported
 
 
-def which_class(what: str, count: int, shapes: str, suffix: str) -> NeedsInput:
+def which_class(what: str, count: int, shapes: str) -> NeedsInput:
     """Ask for the class of bare weights; the hint is the sidecar to write, word by word."""
     return NeedsInput(
         f"Which class do these weights belong to? This file is {what} of {count} tensors ({shapes}) and holds no code.",
         hint=(
-            f"Beside the file, say model{suffix}, put the Python file that defines the class, say model.py, and a "
-            f"sidecar model{suffix}.modelium.yaml that says:\n"
+            "Beside <filename>, put the Python file that defines the class, say model.py, and a sidecar "
+            "<filename>.modelium.yaml that says:\n"
             "module:\n  file: model.py\n  class_name: Net\n  args: {}\n"
             "Then drop all three. TorchScript or torch.export files need no sidecar."
         ),

@@ -109,6 +109,4 @@ def read_safetensors(draft: Draft, seen: Seen) -> None:
     telling = [f"{t.name} {list(t.shape)}" for t in tensors if len(t.shape) > 1]
     draft.note(f"Tensors: {listing(shapes, most=12)}.")
     if not draft.has_module:
-        draft.refuse(
-            which_class("a safetensors file", len(tensors), listing(telling or shapes, most=3), ".safetensors")
-        )
+        draft.refuse(which_class("a safetensors file", len(tensors), listing(telling or shapes, most=3)))

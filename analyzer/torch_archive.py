@@ -66,7 +66,7 @@ def describe_saved(draft: Draft, root: Value) -> None:
         draft.note(f"Tensors: {first_shapes(tensors, 12)}.")
         what = "a state_dict" if not key else f"a checkpoint whose {clean(key, 60)!r} is a state_dict"
         if not draft.has_module:
-            draft.refuse(which_class(what, len(tensors), first_shapes(tensors), ".pth"))
+            draft.refuse(which_class(what, len(tensors), first_shapes(tensors)))
         return
     tensor = tensor_of(root)
     thing = f"one tensor of shape {tensor.text()}" if tensor else "no tensors"

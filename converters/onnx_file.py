@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from schemas.catalog import SERVED_IR, SERVED_OPSET
 from schemas.descriptor import Dim, DType, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.evidence import ConversionReport
@@ -24,7 +25,7 @@ OUTPUT_FOLDER = "model"
 INLINE_BYTES = 1_900_000_000
 """Above it the weights go to a file of their own; protobuf ends at 2 GiB, and the graph needs room beside them."""
 
-FLOAT32, INT64, FLOAT64 = 1, 7, 11
+FLOAT32, INT64, FLOAT64, _INT4 = 1, 7, 11, 22
 _DTYPES: dict[int, DType] = {
     1: "float32",
     2: "uint8",
@@ -83,9 +84,13 @@ def load(path: Path) -> onnx.ModelProto:
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
-    """Write ``model`` as ``folder/model.onnx``, big weights in a file beside it; return the file."""
+    """Write ``model`` as ``folder/model.onnx``, big weights in a file beside it; return the file.
+
+    Its IR version is lowered to one that the target's onnxruntime loads, where nothing in it is newer.
+    """
     import onnx
 
+    lower_ir(model)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / MODEL_FILE
     if size_bytes(model) > INLINE_BYTES:
@@ -100,6 +105,24 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
     else:
         onnx.save_model(model, file)
     return file
+
+
+def lower_ir(model: onnx.ModelProto) -> None:
+    """Lower the IR version of ``model`` to ``SERVED_IR`` unless it holds what came later.
+
+    Writers stamp the newest version they know. What is newer than 10: element types above int4, and nodes and models
+    that name devices.
+    """
+    if model.ir_version <= SERVED_IR:
+        return
+    graphs = [model.graph, *(body for node in all_nodes(model) for body in _bodies(node))]
+    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+    tensors += [attribute.t for node in all_nodes(model) for attribute in node.attribute if attribute.HasField("t")]
+    values = [value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info)]
+    types = {tensor.data_type for tensor in tensors} | {value.type.tensor_type.elem_type for value in values}
+    newer = max(types, default=0) > _INT4 or len(model.configuration) > 0
+    if not newer and not any(len(node.device_configurations) for node in all_nodes(model)):
+        model.ir_version = SERVED_IR
 
 
 def has_data_files(path: Path) -> bool:
@@ -154,21 +177,30 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
     """Return operator to count over the graph, subgraphs and functions; those not ONNX's own carry their domain."""
     counts: Counter[str] = Counter()
     functions = {(function.domain, function.name) for function in model.functions}
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in _walk(nodes):
-            if (node.domain, node.op_type) not in functions:
-                counts[f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
+    for node in all_nodes(model):
+        if (node.domain, node.op_type) not in functions:
+            counts[f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
     return dict(sorted(counts.items()))
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
+    """Yield every node of the graph, its subgraphs and its local functions."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        yield from _walk(nodes)
 
 
 def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
     for node in nodes:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _walk(attribute.g.node)
-            for graph in attribute.graphs:
-                yield from _walk(graph.node)
+        for body in _bodies(node):
+            yield from _walk(body.node)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -250,10 +282,19 @@ def finish(
 
 
 def outcome(context: StepContext, file: Path, notes: Sequence[str] = ()) -> StepOutcome:
-    """Return the outcome of a step whose model is already written and proven at ``file``."""
+    """Return the outcome of a step whose model is already written and proven at ``file``.
+
+    Raises ConversionFailed when it is newer than what the target's onnxruntime loads, though ours does.
+    """
     import onnx
 
     model = onnx.load(file, load_external_data=False)
+    if opset(model) > SERVED_OPSET or model.ir_version > SERVED_IR:
+        raise ConversionFailed(
+            f"The ONNX model has opset {opset(model)} and IR version {model.ir_version}; the target's onnxruntime "
+            f"loads up to opset {SERVED_OPSET} and IR version {SERVED_IR}.",
+            hint=f"Export it with opset {SERVED_OPSET} or lower.",
+        )
     inputs, outputs = model_specs(model)
     report = ConversionReport(
         opset=opset(model),

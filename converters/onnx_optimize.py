@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from converters import graph_interface, onnx_file
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OnnxOptimizeOptions
+from schemas.catalog import SERVED_OPSET, OnnxOptimizeOptions
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
 
@@ -34,9 +34,10 @@ def convert(context: StepContext) -> StepOutcome:
     notes: list[str] = []
     scratch = context.out / "raised"
     try:
-        if onnx_file.opset(model) < options.min_opset:
-            context.progress(0.15, f"Raising the opset to {options.min_opset}")
-            source, note = _raise_opset(model, source, options.min_opset, scratch)
+        wanted = min(max(onnx_file.opset(model), options.min_opset), SERVED_OPSET)
+        if onnx_file.opset(model) != wanted:
+            context.progress(0.15, f"Changing the opset to {wanted}")
+            source, note = _change_opset(model, source, wanted, scratch)
             notes.append(note)
         if onnx_file.has_data_files(source):
             # onnxruntime would write a graph that points at the original's data files.
@@ -59,22 +60,23 @@ def convert(context: StepContext) -> StepOutcome:
     return onnx_file.finish(context, optimized, [case.feeds for case in reference_cases(context)], notes)
 
 
-def _raise_opset(model: onnx.ModelProto, source: Path, opset: int, scratch: Path) -> tuple[Path, str]:
-    """Return the file of the raised model, or ``source`` when it cannot be raised, and a note either way."""
+def _change_opset(model: onnx.ModelProto, source: Path, opset: int, scratch: Path) -> tuple[Path, str]:
+    """Return the file of the changed model, or ``source`` when it cannot be changed, and a note either way."""
     import onnx
 
     was = onnx_file.opset(model)
+    done = "raised" if was < opset else "lowered"
     try:
         raised = onnx.version_converter.convert_version(model, opset)
         raised = onnx.shape_inference.infer_shapes(raised)
         file = onnx_file.save(raised, scratch)
         onnx_file.session(file)
-    except _raise_errors() as error:
-        return source, f"Opset {was} was kept, because it could not be raised to {opset}: {first_line(error)}."
-    return file, f"The opset was raised from {was} to {opset}."
+    except _converter_errors() as error:
+        return source, f"Opset {was} was kept, because it could not be {done} to {opset}: {first_line(error)}."
+    return file, f"The opset was {done} from {was} to {opset}."
 
 
-def _raise_errors() -> tuple[type[Exception], ...]:
+def _converter_errors() -> tuple[type[Exception], ...]:
     import onnx
 
     return (*RAISED_BY_MODELS, ConversionFailed, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from planner.exports import export_step
-from planner.shape_of_work import INT8_LEAST_BYTES, Work, own_precision, weight_bytes, work_of
+from planner.shape_of_work import (
+    INT8_LEAST_BYTES,
+    Work,
+    mostly_convolutions,
+    newer_than_served,
+    own_precision,
+    weight_bytes,
+    work_of,
+)
 from planner.words import bytes_in_words, count_in_words, model_in_words, operators_in_words
-from schemas.catalog import CATALOG
+from schemas.catalog import CATALOG, SERVED_OPSET
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
 from schemas.plan import ORIGINAL, Candidate, ConversionPlan, Step
@@ -53,14 +61,21 @@ def _from_onnx(
 ) -> tuple[tuple[Candidate, ...], list[str]]:
     precision = own_precision(descriptor)
     optimise = _optimise(descriptor)
-    candidates = [
-        Candidate(
-            id=ORIGINAL,
-            format=Format.ONNX,
-            precision=precision,
-            steps=(),
-            reason=f"It is ONNX already{_opset(descriptor)} and can be served as it is; all others have to beat it.",
-        ),
+    too_new = newer_than_served(descriptor)
+    candidates = (
+        []
+        if too_new
+        else [
+            Candidate(
+                id=ORIGINAL,
+                format=Format.ONNX,
+                precision=precision,
+                steps=(),
+                reason=f"It is ONNX already{_opset(descriptor)} and can be served as it is; all others have to beat it.",
+            )
+        ]
+    )
+    candidates += [
         Candidate(
             id="onnx-optimized",
             format=Format.ONNX,
@@ -71,6 +86,8 @@ def _from_onnx(
         ),
     ]
     int8, left_out = _int8(descriptor, target, work, (optimise,))
+    if too_new:
+        left_out = [f"The original is left out: it has {too_new}, newer than what Triton 24.12 loads.", *left_out]
     return tuple(candidates) + int8, left_out
 
 
@@ -116,8 +133,12 @@ def _from_export(
 
 def _optimise(descriptor: ModelDescriptor) -> Step:
     kind = CATALOG["onnx_optimize"]
-    raised = descriptor.format is Format.ONNX and descriptor.opset is not None and descriptor.opset < MIN_OPSET
-    first = f"Raises opset {descriptor.opset} to {MIN_OPSET} and f" if raised else "F"
+    opset = descriptor.opset if descriptor.format is Format.ONNX and descriptor.opset is not None else MIN_OPSET
+    first = "F"
+    if opset < MIN_OPSET:
+        first = f"Raises opset {opset} to {MIN_OPSET} and f"
+    elif opset > SERVED_OPSET:
+        first = f"Lowers opset {opset} to {SERVED_OPSET} and f"
     return Step(
         kind=kind.kind,
         toolchain=kind.toolchains[0],
@@ -143,18 +164,28 @@ def _int8(
         return (), [f"int8 is left out: the model is quantised already ({operators_in_words(work.quantised)})."]
     if descriptor.format is Format.SKLEARN and not work.neural:
         return (), ["int8 is left out: a classical estimator spends its time in short vectors, not in big matrices."]
+    touched = weights if descriptor.matrix_bytes is None else min(descriptor.matrix_bytes, weights)
     if weights < INT8_LEAST_BYTES:
         return (), [
             f"int8 is left out: {bytes_in_words(weights)} of weights fit the cache as they are, and below "
             f"{bytes_in_words(INT8_LEAST_BYTES)} quantising the activations costs more than it saves."
         ]
-    if work.known and work.mostly_convolutions:
-        return (), [
-            f"int8 is left out: {work.convolutions:,} convolutions hold the weights, against {work.matrices:,} matrix "
-            f"product{'' if work.matrices == 1 else 's'}, and dynamic int8 leaves convolutions as they are."
-        ]
+    if work.known and work.convolutions and mostly_convolutions(descriptor, work):
+        held = (
+            f"{bytes_in_words(touched)} of the {bytes_in_words(weights)} of weights are in matrix products, beside "
+            f"{work.convolutions:,} convolutions"
+            if descriptor.matrix_bytes is not None
+            else f"{work.convolutions:,} convolutions hold the weights, against {work.matrices:,} matrix "
+            f"product{'' if work.matrices == 1 else 's'}"
+        )
+        return (), [f"int8 is left out: {held}, and dynamic int8 leaves convolutions as they are."]
     if work.known and not work.matrices:
         return (), ["int8 is left out: none of the model's operators multiplies by a weight matrix."]
+    if touched < INT8_LEAST_BYTES:
+        return (), [
+            f"int8 is left out: only {bytes_in_words(touched)} of the {bytes_in_words(weights)} of weights are "
+            "multiplied as matrices, and dynamic int8 leaves the others as they are."
+        ]
     kind = CATALOG["onnx_int8"]
     allowed = Precision.INT8 in target.precisions
     may_win = (

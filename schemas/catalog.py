@@ -180,6 +180,9 @@ TOOLCHAIN_OF_FORMAT: dict[Format, str] = {
 }
 """The toolchain that runs an original of that format."""
 
+SERVED_IR, SERVED_OPSET = 10, 21
+"""The newest ONNX file format and operator set that the target's onnxruntime (1.20, in Triton 24.12) loads."""
+
 SERVED_FORMATS: frozenset[Format] = frozenset({Format.ONNX})
 """Formats the default target serves as they are."""
 

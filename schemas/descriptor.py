@@ -110,6 +110,9 @@ class ModelDescriptor(Document):
     operators: dict[str, int] = Field(default_factory=dict, description="Operator name to count")
     parameter_count: int | None = Field(default=None, ge=0)
     parameter_bytes: int | None = Field(default=None, ge=0)
+    matrix_bytes: int | None = Field(
+        default=None, ge=0, description="Part of parameter_bytes that matrix products (MatMul, Gemm) multiply by"
+    )
     parameter_dtypes: dict[str, int] = Field(default_factory=dict, description="dtype to number of parameters")
     flops: int | None = Field(default=None, ge=0, description="Floating-point operations for one row")
     memory_bytes: int | None = Field(default=None, ge=0, description="Estimated peak memory of running one row")

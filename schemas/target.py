@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -63,7 +63,7 @@ class TargetProfile(Document):
     runtime: Literal["triton-onnxruntime"] = "triton-onnxruntime"
     objective: Objective = Objective.LATENCY
     precisions: tuple[Precision, ...] = Field(default=(Precision.FP32,), min_length=1)
-    batch_sizes: tuple[int, ...] = Field(default=(1, 8), min_length=1, max_length=8)
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1, 8), min_length=1, max_length=8)
     tolerances: dict[Precision, Tolerance] = Field(default_factory=dict)
 
     def tolerance(self, precision: Precision) -> Tolerance:

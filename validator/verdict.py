@@ -74,7 +74,9 @@ def _stop_original(original: Contender, format_: Format, scores: Score) -> Conte
         )
     if original.failure is not None:
         return _verdict(original, "failed", original.failure, scores)
-    if original.parity is not None and not original.parity.passed:
+    if original.parity is None:
+        return _verdict(original, "not_allowed", "The plan leaves it out: it is the baseline here.", scores)
+    if not original.parity.passed:
         return _verdict(original, "failed", f"It does not repeat its own answers: {original.parity.reason}", scores)
     if original.id not in scores.rounds:
         return _verdict(original, "not_measured", "It has no measurement in this run.", scores)

@@ -42,8 +42,8 @@ def _end(work: Work, error: ErrorDocument, descriptor: ModelDescriptor | None) -
 
 
 def _named(error: ErrorDocument, work: Work) -> ErrorDocument:
-    """Put the dropped file's name where the analyzer, which never sees it, wrote ``<file>``."""
+    """Put the dropped file's name where the analyzer, which never sees it, wrote ``<filename>``."""
     name = work.claim.job.uri.rstrip("/").rsplit("/", 1)[-1]
     return error.model_copy(
-        update={"message": error.message.replace("<file>", name), "hint": error.hint.replace("<file>", name)}
+        update={"message": error.message.replace("<filename>", name), "hint": error.hint.replace("<filename>", name)}
     )

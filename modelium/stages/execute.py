@@ -26,7 +26,11 @@ def execute(work: Work) -> Next:
     plan = ConversionPlan.model_validate(work.document("plan"))
     # The original's answers are computed before any exporter has touched it.
     run = work.step(
-        "reference", model_inputs(work), toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format], descriptor=descriptor
+        "reference",
+        model_inputs(work),
+        toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format],
+        descriptor=descriptor,
+        with_target=True,
     )
     if run.state is not StepRunState.SUCCEEDED:
         error = failure(run)

@@ -120,6 +120,7 @@ def test_next_steps_quote_paths_and_name_the_entry(make_spec: MakeSpec, tmp_path
     assert shlex.split(steps["tritonserver"])[1] == f"--model-repository={folder}"
     assert shlex.split(steps["kubectl apply"])[-1] == str(folder / "iris.yaml")
     assert "kubectl apply" not in next_steps(make_spec(), repository=folder)
+    assert not any("docker" in snippet for snippet in steps.values())
 
 
 def test_a_hostile_tensor_name_stays_a_string_in_the_snippets(make_spec: MakeSpec) -> None:

@@ -85,6 +85,37 @@ def test_int8_is_left_out_of_a_convolutional_network_with_the_count() -> None:
     assert "53 convolutions" in made.reason
 
 
+def test_bytes_in_matrix_products_decide_about_int8_where_they_are_known() -> None:
+    convolutional = {"Conv": 53, "Gemm": 1}
+    resnet = plan(
+        describe(Format.ONNX, operators=convolutional, parameter_bytes=102_000_000, matrix_bytes=8_200_000),
+        TargetProfile(),
+    )
+    assert "onnx-int8" not in ids(resnet)
+    assert "8.2 MB of the 102 MB" in resnet.reason and "53 convolutions" in resnet.reason
+    vgg = plan(
+        describe(Format.ONNX, operators={"Conv": 16, "Gemm": 3}, parameter_bytes=575_000_000, matrix_bytes=494_000_000),
+        TargetProfile(),
+    )
+    assert "onnx-int8" in ids(vgg)
+    tables = plan(
+        describe(Format.ONNX, operators={"Gather": 1, "MatMul": 1}, parameter_bytes=50_000_000, matrix_bytes=400),
+        TargetProfile(),
+    )
+    assert "onnx-int8" not in ids(tables)
+    assert "only 400 bytes of the 50 MB" in tables.reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [({"opset": 23}, "opset 23"), ({"opset": 17, "framework_version": "IR 11"}, "IR version 11")],
+)
+def test_an_onnx_file_newer_than_the_server_loads_is_no_candidate_itself(facts: dict[str, object], said: str) -> None:
+    made = plan(describe(Format.ONNX, operators={"Relu": 1}, **facts), TargetProfile())
+    assert ids(made) == ["onnx-optimized"]
+    assert said in made.reason
+
+
 def test_int8_is_left_out_of_a_small_model_with_its_size() -> None:
     made = plan(describe(Format.TORCHSCRIPT, size_bytes=60_000, parameter_bytes=51_200), TargetProfile())
     assert ids(made) == ["onnx", "onnx-optimized"]

@@ -25,6 +25,7 @@ class Story:
     def __init__(self, folder: Path, model: Path, format: Format, sidecar: Sidecar | None, code: Path | None) -> None:
         self.folder, self.model, self.sidecar, self.code = folder, model, sidecar, code
         self.descriptor = ModelDescriptor(artifact_sha256="0" * 64, format=format, size_bytes=1)
+        self.target = TargetProfile()
         self.steps = itertools.count()
         self.reference_folder: Path | None = None
 
@@ -38,7 +39,7 @@ class Story:
             inputs={name: str(path) for name, path in inputs.items()},
             descriptor=self.descriptor,
             sidecar=self.sidecar,
-            target=TargetProfile(),
+            target=self.target,
         )
         return StepContext(request, workspace, parse_options(kind, dict(options)))
 

@@ -41,7 +41,7 @@ def test_a_cosine_is_between_minus_one_and_one_and_does_not_depend_on_the_order(
         return
     one, _ = least_cosine(a.astype(np.float64), b.astype(np.float64))
     two, _ = least_cosine(b.astype(np.float64), a.astype(np.float64))
-    assert (one is None) == (a.size < 2)
+    assert (one is None) == (a.ndim < 2 or a.size < 2 * max(a.shape[0], 1))
     if one is not None and two is not None:
         assert -1 <= one <= 1
         assert one == pytest.approx(two)
@@ -98,6 +98,39 @@ def test_a_zero_row_equals_a_zero_row_only():
     zero, one = np.zeros((1, 3)), np.ones((1, 3))
     assert least_cosine(zero, zero)[0] == 1
     assert least_cosine(zero, one)[0] == 0
+
+
+def test_a_lossy_candidate_does_not_pass_by_a_wide_tolerance_when_its_direction_is_wrong():
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(-0.02, 0.02, (2, 4, 64))
+    assert np.allclose(b, a, atol=INT8.atol, rtol=INT8.rtol)
+    found = compare(a, b, INT8, lossy=True)
+    assert not found.passed
+    assert "cosine" in found.why
+
+
+def test_rows_of_a_single_number_are_judged_by_the_tolerance_and_a_vector_is_one_row():
+    a, b = np.array([[1.0], [-0.01]]), np.array([[1.02], [0.01]])
+    found = compare(a, b, INT8, lossy=True)
+    assert found.passed
+    assert found.cosine is None
+    assert compare(a[:, 0], b[:, 0], INT8, lossy=True).passed
+    assert compare(a[:, 0], b[:, 0], INT8, lossy=True, vector=True).cosine == pytest.approx(0.9998, abs=1e-4)
+    assert not compare(a[:, 0], -b[:, 0], INT8, lossy=True, vector=True).passed
+
+
+def test_a_lossy_candidate_is_judged_on_real_cases_where_there_are_any():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((4, 64))
+    noisy = compare(a, a + rng.standard_normal((4, 64)), INT8, lossy=True)
+    good = compare(a, a + 0.01, INT8, lossy=True)
+    joined, why = gather("y", [("trace", False, noisy), ("samples", True, good)], INT8, lossy=True)
+    assert joined.passed and not why
+    assert joined.cosine == good.cosine
+    assert not gather("y", [("trace", False, noisy)], INT8, lossy=True)[0].passed
+    assert not gather("y", [("trace", False, good), ("samples", True, noisy)], INT8, lossy=True)[0].passed
+    holed = compare(a, np.full_like(a, np.nan), INT8, lossy=True)
+    assert not gather("y", [("trace", False, holed), ("samples", True, good)], INT8, lossy=True)[0].passed
 
 
 def test_scalars_are_compared_by_value_alone():

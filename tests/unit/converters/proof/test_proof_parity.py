@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from schemas.descriptor import Format
+from schemas.target import TargetProfile
 
 TWO = [("a", "float", ["batch", 3]), ("b", "float", ["batch", 3])]
 Y = [("y", "float", ["batch", 3])]
@@ -148,15 +149,27 @@ def test_int8_passes_by_cosine_and_the_same_graph_fails_as_fp32(tell, write_onnx
     assert lossy.outputs[0].cosine == exact.outputs[0].cosine
 
 
-def test_a_pass_by_absolute_tolerance_below_the_cosine_says_so(tell, write_onnx):
+def test_int8_does_not_pass_by_absolute_tolerance_below_the_cosine(tell, write_onnx):
     x, y = [("x", "float", ["batch", 64])], [("y", "float", ["batch", 64])]
     nodes = [("Mul", ["x", "s"], ["m"], {}), ("Add", ["m", "e"], ["y"], {})]
     noise = np.random.default_rng(0).uniform(-0.02, 0.02, 64).astype(np.float32)
     scale = np.array(0.01, np.float32)
     original = write_onnx(nodes, x, y, {"s": scale, "e": np.zeros(64, np.float32)})
     report = begun(tell, original).parity(write_onnx(nodes, x, y, {"s": scale, "e": noise}), "int8")
-    assert report.passed
-    assert "within atol 0.05, although cosine" in report.reason
+    assert not report.passed
+    assert "has cosine" in report.reason and "below 0.98" in report.reason
+
+
+def test_the_target_s_batch_sizes_are_proven_up_to_thirty_two(tell, write_onnx):
+    folder = write_onnx([("Sub", ["a", "b"], ["y"], {})], TWO, Y)
+    story = tell(folder, Format.ONNX)
+    story.target = TargetProfile(batch_sizes=(1, 16, 32, 100))
+    story.probe()
+    reference = story.reference()
+    assert {case.rows for case in reference.cases} >= {1, 2, 3, 8, 16, 32}
+    assert 100 not in {case.rows for case in reference.cases}
+    assert max(reference.batching.sizes) == 32
+    assert max(story.parity(folder).batching.sizes) == 32
 
 
 def test_a_damaged_candidate_file_is_told_as_such(tell, write_onnx):
