@@ -28,6 +28,7 @@ from analyzer.pickle_scan import (
 )
 from analyzer.pickle_trace import PickleTrace
 from analyzer.scan_stream import UNREADABLE, Budget, ScanStream, Unpacked, packing_of
+from analyzer.torchscript_code import MAX_CODE_BYTES, script_findings
 from analyzer.traced_values import Blob
 from analyzer.zip_layout import Member, open_member, read_layout, unsafe_path
 from schemas.descriptor import SecurityFinding, Severity
@@ -276,6 +277,9 @@ class ContentScan:
         if name.endswith((".json", ".jinja")) and size <= MAX_JSON_BYTES:
             handle.seek(0)
             self._add(*json_findings(handle.read(size) or b"", where, name))
+        if rules.torchscript and "/code/" in member.name and name.endswith(".py"):
+            handle.seek(0)
+            self._add(*script_findings(handle.read(min(size, MAX_CODE_BYTES)) or b"", where))
 
     def _tar(self, handle: Any, where: str, depth: int, rules: PickleRules) -> None:
         names: set[str] = set()

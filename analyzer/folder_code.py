@@ -16,14 +16,18 @@ _TEMPLATE_ESCAPE = re.compile(
 
 
 def code_findings(source: bytes, where: str, *, own: bool, allowed: frozenset[str]) -> list[SecurityFinding]:
-    """Judge Python in a folder; ``own`` is what the sidecar's author wrote, other Python came with the model."""
+    """Judge Python in a folder; ``own`` is what the sidecar's author wrote and Modelium runs.
+
+    Other Python came with the model and is never run here: that it is there is information, what it is up to may be
+    danger. Whether the model needs it is told by its config (``auto_map``).
+    """
     found = [] if where.endswith(".ipynb") else findings_of(source, where, allowed=allowed)
     if own:
         return found
     shown = printable(where)[:300]
     carried = SecurityFinding(
         code="python-in-folder",
-        severity=Severity.INFO if where in allowed else Severity.UNKNOWN,
+        severity=Severity.INFO,
         message="This folder carries its own Python, which Modelium does not run.",
         where=shown,
         subject=shown,

@@ -42,6 +42,8 @@ class ZipLayout:
     members: list[Member] = field(default_factory=list)
     findings: list[SecurityFinding] = field(default_factory=list)
     complete: bool = True
+    size_bytes: int = 0
+    """Of the whole file: no offset that a header claims is followed beyond it."""
 
     def fault(self, code: str, severity: Severity, message: str, name: str = "") -> None:
         """Note one fault, about the member ``name`` when given."""
@@ -116,7 +118,7 @@ def read_layout(handle: BinaryIO, size_bytes: int, budget: Budget) -> ZipLayout 
     handle.seek(tail_start)
     tail = handle.read(_TAIL)
     at = tail.rfind(_END)
-    layout = ZipLayout()
+    layout = ZipLayout(size_bytes=size_bytes)
     if at < 0 or len(tail) - at < 22:
         if not starts:
             return None
@@ -163,10 +165,10 @@ def _directory(
 ) -> None:
     # Python's reader adds the shift to every offset and torch's does not: read what is really there.
     for base in dict.fromkeys((shift, 0)):
-        handle.seek(start + base)
+        handle.seek(min(start + base, layout.size_bytes))
         if handle.read(4) == _CENTRAL or not count:
             break
-    handle.seek(start + base)
+    handle.seek(min(start + base, layout.size_bytes))
     directory = handle.read(min(max(end - start - base, 0), 256 << 20))
     at = 0
     while at + 46 <= len(directory) and directory[at : at + 4] == _CENTRAL:
@@ -212,7 +214,7 @@ def _local(
 ) -> int | None:  # fmt: skip
     """Check the local header against the central one; return where the data starts."""
     flags, method, crc, packed, size = central
-    handle.seek(offset)
+    handle.seek(min(offset, layout.size_bytes))
     head = handle.read(30)
     if len(head) < 30 or head[:4] != _LOCAL:
         layout.fault("zip-mismatch", Severity.DANGER, "A member of this zip is not where its directory says.", name)

@@ -63,7 +63,8 @@ def run_rows(run: Run, feeds: Mapping[str, Array], rows_at_once: int) -> Arrays:
 def prove(run: Run, cases: Sequence[tuple[Arrays, Arrays]], tolerance: Tolerance, *, lossy: bool = False) -> BatchProof:
     """Run rows of ``cases`` (inputs, outputs together) alone and compare with the outputs together.
 
-    Of every case a few rows are run, spread evenly, the last among them. The caller has checked that every input leads with the batch axis. A reason is one sentence in any case.
+    Of every case a few rows are run, spread evenly, the last among them. The caller has checked that every input leads
+    with the batch axis. A reason is one sentence in any case.
     """
     sizes = sorted({row_count(feeds) for feeds, _ in cases})
     usable = [(feeds, outputs) for feeds, outputs in cases if row_count(feeds) > 1]

@@ -19,6 +19,12 @@ class Domain:
     """Standard deviation per feature, beside ``centre``."""
     choices: Array | None = None
     """The categories a column was fitted on."""
+    columns: tuple[Array | None, ...] = ()
+    """Such categories for each feature (last axis); None for a feature without."""
+    positive: bool = False
+    """Numbers have to be above zero."""
+    missing: bool = False
+    """Numbers may be missing (NaN)."""
 
 
 ANYTHING = Domain()

@@ -14,7 +14,7 @@ from converters.runners import Runner, descriptor_of, load_original
 from converters.sampling import random_feeds, sidecar_samples, usual_size
 from schemas.catalog import ProbeOptions
 from schemas.descriptor import BATCH_AXIS, Dim, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
-from schemas.errors import ModelFailed, NeedsInput
+from schemas.errors import ModelFailed, NeedsInput, Unsupported
 from schemas.step_io import StepContext, StepOutcome
 
 _TRIED_KEPT = 40
@@ -200,6 +200,8 @@ def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | Non
             f"The model does not run on the inputs that its sidecar declares. {why}",
             hint="Check names, order, dtypes and shapes under 'inputs' in the sidecar.",
         )
+    if isinstance(failure, Unsupported):
+        return failure
     if descriptor.format in (Format.ONNX, Format.SKLEARN):
         return ModelFailed(
             f"The model loads, but does not run. {why}",

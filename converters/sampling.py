@@ -29,6 +29,8 @@ _SIZES = {BATCH_AXIS: TRACE_BATCH, ROWS_AXIS: 2, SEQUENCE_AXIS: 16, "height": 22
 _DEFAULT_SIZE = 16
 _IDS_LIMIT = 100
 """Bound of integers when the model has no table that tells: most vocabularies are larger, most enumerations smaller."""
+_GAPS = 0.25
+"""Share of rows with a missing value, where the model takes some."""
 _MASKS = ("mask",)
 _ZEROS = ("token_type_ids", "segment_ids", "past_key_values_length")
 _TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
@@ -85,6 +87,15 @@ def _draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator, do
     values = rng.standard_normal(shape)
     if domain.centre is not None and domain.spread is not None:
         values = values * domain.spread + domain.centre
+    for feature, choices in enumerate(domain.columns[: shape[-1] if shape else 0]):
+        if choices is not None and len(choices):
+            values[..., feature] = rng.choice(choices, size=shape[:-1])
+    if domain.positive:
+        values = np.abs(values) + 1e-3
+    if domain.missing and values.ndim == 2 and values.size:
+        # One value in every fourth row or so: what a gap does is to be seen beside what rows without one give.
+        gaps = np.flatnonzero(rng.random(len(values)) < _GAPS)
+        values[gaps, rng.integers(0, values.shape[1], len(gaps))] = np.nan
     return values.astype(dtype)
 
 

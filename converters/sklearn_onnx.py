@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from converters import graph_interface, onnx_file
-from converters.arrays import Arrays
+from converters.arrays import Arrays, dtype_name
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_runner import SklearnRunner, load_estimator, quiet, steps_of
+from converters.sklearn_trees import route_missing_values
 from converters.trace_inputs import trace_cases
+from schemas.catalog import SERVED_OPSET
 from schemas.descriptor import DType, ModelDescriptor, TensorSpec
 from schemas.errors import ConversionFailed, Unsupported
 from schemas.step_io import StepContext, StepOutcome
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 ML_OPSET = 3
 """Of ai.onnx.ml: the newest that every onnxruntime Triton ships with reads."""
+_NEWER_OPSET = re.compile(r"opset \d+ < (\d+)")
+_ADVERT = re.compile(r"\s*You may raise an is+ue at \S+")
 _CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 
@@ -40,8 +44,9 @@ def convert(context: StepContext) -> StepOutcome:
     # A finished search predicts with the best estimator it found; the search itself is no part of the model.
     estimator = getattr(estimator, "best_estimator_", estimator)
     use_positions(estimator)
+    use_equivalents(estimator)
     context.progress(0.3, "Converting to ONNX")
-    model = _convert_exactly(estimator, descriptor, context.options.opset)
+    model = _convert_at(estimator, descriptor, context.options.opset)
     notes = [*_version_notes(descriptor), *graph_interface.restore_inputs(model, descriptor.inputs)]
     cases = [case.feeds for case in trace_cases(context, domains)]
     _restore_outputs(model, descriptor, cases[0])
@@ -65,6 +70,61 @@ def use_positions(estimator: Any) -> None:
         for _, transformer, _ in part.transformers_:
             if transformer is not None and not isinstance(transformer, str):
                 use_positions(transformer)
+
+
+def use_equivalents(estimator: Any) -> None:
+    """Set parameters that skl2onnx refuses, and that change nothing of what is served, to those that it takes.
+
+    A VotingClassifier's flatten_transform only shapes transform's output, and a KBinsDiscretizer's 'onehot' is the same
+    table as 'onehot-dense', stored sparsely.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in estimator.get_params().items():
+        name = key.rpartition("__")[2]
+        if name == "flatten_transform" and value:
+            changes[key] = False
+        if name == "encode" and value == "onehot":
+            changes[key] = "onehot-dense"
+    estimator.set_params(**changes)
+    drop_string_imputers(estimator)
+
+
+def drop_string_imputers(estimator: Any) -> None:
+    """Take imputers of strings out of pipelines: a tensor of strings has no missing value that they could fill."""
+    for part in steps_of(estimator):
+        for _, transformer, _ in getattr(part, "transformers_", ()):
+            steps = getattr(transformer, "steps", None)
+            if steps is None:
+                continue
+            kept = [(name, step) for name, step in steps if not _fills_strings(step)]
+            transformer.steps = kept or steps
+    steps = getattr(estimator, "steps", None)
+    if steps is not None:
+        estimator.steps = [(name, step) for name, step in steps if not _fills_strings(step)] or steps
+
+
+def _fills_strings(step: Any) -> bool:
+    import numpy as np
+    from sklearn.impute import SimpleImputer
+
+    missing = getattr(step, "missing_values", None)
+    return (
+        isinstance(step, SimpleImputer)
+        and getattr(step.statistics_, "dtype", np.dtype(float)).kind in "OUS"
+        and not step.add_indicator
+        and not isinstance(missing, str)
+    )
+
+
+def _convert_at(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.ModelProto:
+    """Convert at ``opset``; at the one that a converter names where it needs a newer one."""
+    try:
+        return _convert_exactly(estimator, descriptor, opset)
+    except ConversionFailed as error:
+        asked = _NEWER_OPSET.search(str(error.args[0]))
+        if asked is None or not opset < int(asked[1]) <= SERVED_OPSET:
+            raise
+        return _convert_exactly(estimator, descriptor, int(asked[1]))
 
 
 def _convert_exactly(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.ModelProto:
@@ -137,10 +197,23 @@ def _convert(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.Mo
                 operator=named[1],
             ) from error
         raise ConversionFailed(
-            f"skl2onnx could not convert {type(estimator).__name__}: {first_line(error)}.",
+            f"skl2onnx could not convert {type(estimator).__name__}: {_ADVERT.sub('', first_line(error)).rstrip('.')}.",
             hint="Simplify the pipeline, or use an estimator that skl2onnx supports.",
         ) from error
+    _use_any_locale(model)
+    route_missing_values(model, estimator)
     return model
+
+
+def _use_any_locale(model: onnx.ModelProto) -> None:
+    """Have strings made lower case in C.UTF-8: the default, en_US.UTF-8, is not installed on most servers."""
+    from onnx import helper
+
+    for node in onnx_file.all_nodes(model):
+        if node.op_type == "StringNormalizer":
+            kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("locale", "C.UTF-8")])
 
 
 def _options(estimator: Any) -> dict[int, dict[str, bool]] | None:
@@ -155,12 +228,14 @@ def _options(estimator: Any) -> dict[int, dict[str, bool]] | None:
         probabilities = hasattr(estimator, "predict_proba")
     wanted = {"zipmap": False} if probabilities else {"zipmap": False, "raw_scores": True}
     options = {}
-    for part in {id(part): part for part in (estimator, steps_of(estimator)[-1])}.values():
+    known = set(wanted)
+    # The last step first: skl2onnx hands a pipeline's options on to it.
+    for part in {id(part): part for part in (steps_of(estimator)[-1], estimator)}.values():
         alias = sklearn_operator_name_map.get(type(part))
         if alias is None:
             continue
         # Every converter knows options of its own, and refuses others.
-        known = get_converter(alias).get_allowed_options() or {}
+        known &= set(get_converter(alias).get_allowed_options() or {})
         options[id(part)] = {name: value for name, value in wanted.items() if name in known}
     return options
 
@@ -198,16 +273,29 @@ def _restore_outputs(model: onnx.ModelProto, descriptor: ModelDescriptor, feeds:
     graph_interface.rename_outputs(model, names)
     got = onnx_file.run(onnx_file.session(model.SerializeToString()), feeds)
     for value, spec in zip(model.graph.output, descriptor.outputs, strict=True):
-        raw, shape = f"{spec.name}_raw", got[spec.name].shape
-        if len(spec.shape) == 1 and shape[1:] == (1,):
-            node, constant = helper.make_node("Squeeze", [raw, "axis_1"], [spec.name]), "axis_1"
+        last, constant, shape = f"{spec.name}_raw", f"{spec.name}_constant", got[spec.name].shape
+        nodes = []
+        if len(spec.shape) == 1 and len(shape) == 2:
+            # One label a row, as a column or, from some converters, all in one row.
+            nodes.append(helper.make_node("Reshape", [last, constant], [f"{spec.name}_shaped"]))
+            number, last = -1, f"{spec.name}_shaped"
+        elif spec.shape[1:] == (1,) and len(shape) == 1:
+            nodes.append(helper.make_node("Unsqueeze", [last, constant], [f"{spec.name}_shaped"]))
+            number, last = 1, f"{spec.name}_shaped"
         elif spec.shape[1:] == (1,) and shape[1:] == (2,):
-            node, constant = helper.make_node("Gather", [raw, "second_class"], [spec.name], axis=1), "second_class"
-        else:
+            nodes.append(helper.make_node("Gather", [last, constant], [f"{spec.name}_second"], axis=1))
+            number, last = 1, f"{spec.name}_second"
+        if nodes:
+            model.graph.initializer.append(helper.make_tensor(constant, onnx_file.INT64, [1], [number]))
+        if "string" not in (spec.dtype, dtype_name(got[spec.name])) and spec.dtype != dtype_name(got[spec.name]):
+            # Counts of words are whole numbers in scikit-learn, and float32 here.
+            to = graph_interface.value_info(spec).type.tensor_type.elem_type
+            nodes.append(helper.make_node("Cast", [last], [f"{spec.name}_cast"], to=to))
+        if not nodes:
             continue
-        graph_interface.rename_outputs(model, [raw if name == spec.name else name for name in names])
-        model.graph.initializer.append(helper.make_tensor(constant, onnx_file.INT64, [1], [1]))
-        model.graph.node.append(node)
+        nodes[-1].output[0] = spec.name
+        graph_interface.rename_outputs(model, [f"{name}_raw" if name == spec.name else name for name in names])
+        model.graph.node.extend(nodes)
         value.CopyFrom(graph_interface.value_info(spec))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from converters.arrays import Array, Arrays, plain
 from converters.domain import Domain
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.sentences import SENTENCES
 from schemas.descriptor import BATCH_AXIS, DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 from schemas.step_io import StepContext
@@ -22,6 +23,8 @@ from schemas.step_io import StepContext
 RAISED_BY_LOADING: tuple[type[Exception], ...] = (pickle.UnpicklingError, *RAISED_BY_MODELS)
 MATRIX_INPUT = "X"
 """Name of the one input of an estimator whose columns are all numbers."""
+TEXT_INPUT = "text"
+"""Name of the one input of a pipeline that begins with a vectoriser."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class SklearnRunner:
         outputs that a tensor can carry.
         """
         self.estimator = estimator
-        self.width = _width(estimator)
+        _check_fitted(estimator)
+        self.text = is_vectoriser(steps_of(estimator)[0])
+        _check_table(steps_of(estimator)[0])
+        self.width = 1 if self.text else _width(estimator)
         self.columns = _columns(estimator, self.width)
         self._calls = _calls(estimator)
         self.inputs = self._inputs()
@@ -71,7 +77,22 @@ class SklearnRunner:
         """Categories of string columns, and the mean and spread that a scaler inside was fitted on."""
         if self.columns:
             return {column.name: column.domain for column in self.columns}
-        return {MATRIX_INPUT: _scaled(self.estimator)}
+        domain = _matrix_domain(self.estimator)
+        return {MATRIX_INPUT: replace(domain, missing=self._takes_missing(domain))}
+
+    def _takes_missing(self, domain: Domain) -> bool:
+        """Whether a row of usual values with one missing runs: through imputers and trees, not through much else."""
+        row = np.ones((1, self.width)) if domain.centre is None else np.array(domain.centre, dtype=np.float64)[None]
+        for feature, choices in enumerate(domain.columns):
+            if choices is not None and len(choices):
+                row[0, feature] = choices[0]
+        try:
+            self._guarded(row)
+            row[0, 0] = np.nan
+            self._guarded(row)
+        except ModelFailed:
+            return False
+        return True
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the estimator refuses these inputs."""
@@ -100,7 +121,8 @@ class SklearnRunner:
         if not self.columns:
             return np.asarray(feeds[MATRIX_INPUT]).astype(np.float64)
         columns = [np.asarray(feeds[column.name]).reshape(-1, 1).astype(object) for column in self.columns]
-        return np.concatenate(columns, axis=1)
+        # A vectoriser takes texts, not a table of one column.
+        return columns[0][:, 0] if self.text else np.concatenate(columns, axis=1)
 
     def _inputs(self) -> tuple[TensorSpec, ...]:
         if not self.columns:
@@ -123,9 +145,7 @@ def load_estimator(path: Path) -> Any:
             f"scikit-learn cannot load this file: {first_line(error).rstrip('.')}.",
             hint="It may have been saved by another version of scikit-learn; save it again with this one.",
         ) from error
-    if not hasattr(estimator, "get_params") or not any(
-        hasattr(estimator, name) for name in ("predict", "transform", "decision_function")
-    ):
+    if not hasattr(estimator, "get_params"):
         raise ModelFailed(
             f"The file holds a {type(estimator).__name__}, not a fitted scikit-learn estimator.",
             hint="Save the fitted estimator or pipeline itself with joblib.dump.",
@@ -158,10 +178,61 @@ def _width(estimator: Any) -> int:
             width = None
         if isinstance(width, int | np.integer):
             return int(width)
-    raise ModelFailed(
-        f"{type(estimator).__name__} does not say how many columns it takes.",
-        hint="Fit it on a two-dimensional table before saving it; text vectorisers are not served yet.",
+    raise Unsupported(
+        f"{type(estimator).__name__} does not take a table of columns: it does not say how many.",
+        hint="Save an estimator that was fitted on a two-dimensional table, or a pipeline that begins with one.",
     )
+
+
+def _check_fitted(estimator: Any) -> None:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    if getattr(estimator, "refit", True) is False and hasattr(estimator, "cv"):
+        raise ModelFailed(
+            f"This {type(estimator).__name__} was made with refit=False and holds no model.",
+            hint="Fit an estimator with the best_params_ that it found, and save that.",
+        )
+    with quiet():
+        try:
+            check_is_fitted(estimator)
+        except NotFittedError:
+            raise ModelFailed(
+                f"The {type(estimator).__name__} in this file is not fitted.", hint="Save it after calling fit."
+            ) from None
+        except TypeError:
+            # No estimator of scikit-learn's own make; running it will tell.
+            return
+
+
+def _check_table(first: Any) -> None:
+    """Raise Unsupported for what takes dicts, one column of labels or a matrix of distances."""
+    from sklearn.utils import get_tags
+
+    with quiet():
+        try:
+            takes = get_tags(first).input_tags
+        except (AttributeError, TypeError):
+            return
+    if not is_vectoriser(first) and (not takes.two_d_array or takes.pairwise):
+        raise Unsupported(
+            f"{type(first).__name__} does not take a table with a row for each sample.",
+            hint="Save an estimator that was fitted on a two-dimensional table of features, or a pipeline that begins "
+            "with one.",
+        )
+
+
+def is_vectoriser(part: Any) -> bool:
+    """Whether ``part`` makes features of texts: CountVectorizer, TfidfVectorizer, HashingVectorizer."""
+    return hasattr(part, "build_analyzer")
+
+
+def _texts(vectoriser: Any) -> Domain:
+    """Return texts of words that the vectoriser knows, mixed with the built-in sentences, whose words it may not."""
+    words = sorted(getattr(vectoriser, "vocabulary_", {}))
+    rng = np.random.default_rng(0)
+    known = [" ".join(rng.choice(words, size=int(rng.integers(1, 12)))) for _ in range(64)] if words else []
+    return Domain(choices=plain(np.array([*known, *SENTENCES], dtype=object)))
 
 
 def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
@@ -176,10 +247,13 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
         transformers.append((first, list(range(width))))
     categories: dict[int, Array] = {}
     domains: dict[int, Domain] = {}
+    texts: dict[int, Domain] = {}
     for transformer, positions in transformers:
         if transformer is None or isinstance(transformer, str):
             continue
         for part in steps_of(transformer):
+            if is_vectoriser(part) and positions:
+                texts[positions[0]] = _texts(part)
             known = getattr(part, "categories_", None)
             if known is not None and len(known) == len(positions):
                 categories.update(zip(positions, (np.asarray(values) for values in known), strict=True))
@@ -187,15 +261,19 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
             if scale.centre is not None and scale.spread is not None and len(scale.centre) == len(positions):
                 for at, position in enumerate(positions):
                     domains[position] = Domain(centre=scale.centre[at : at + 1], spread=scale.spread[at : at + 1])
-    if not any(values.dtype.kind in "OUS" for values in categories.values()):
+    if not texts and not any(values.dtype.kind in "OUS" for values in categories.values()):
         return ()
     names = [str(name) for name in getattr(estimator, "feature_names_in_", ())] or [f"column_{i}" for i in range(width)]
+    if is_vectoriser(first):
+        names = [TEXT_INPUT]
     columns = []
     for position in range(width):
         values = categories.get(position)
         dtype: DType = "float32"
         domain = domains.get(position, Domain())
-        if values is not None:
+        if position in texts:
+            dtype, domain = "string", texts[position]
+        elif values is not None:
             known_values = [v for v in values if isinstance(v, str) or not _is_nan(v)]
             if values.dtype.kind in "OUS":
                 dtype, domain = "string", Domain(choices=plain(np.array(known_values, dtype=object)))
@@ -210,6 +288,37 @@ def _is_nan(value: Any) -> bool:
     return value is None or (isinstance(value, float) and bool(np.isnan(value)))
 
 
+def _matrix_domain(estimator: Any) -> Domain:
+    """Return where the features of one matrix of numbers lie; those with categories have those alone."""
+    scaled = _scaled(estimator)
+    first = steps_of(estimator)[0]
+    transformers = [("", first, None)]
+    indices: Mapping[str, Any] = {}
+    if hasattr(first, "transformers_"):
+        transformers, indices = first.transformers_, getattr(first, "_transformer_to_input_indices", {})
+    found: dict[int, Array] = {}
+    for name, transformer, _ in transformers:
+        part = None if transformer is None or isinstance(transformer, str) else steps_of(transformer)[0]
+        known = getattr(part, "categories_", None)
+        counts = getattr(part, "n_categories_", None)
+        if known is None and counts is not None:
+            known = [np.arange(count) for count in counts]
+        if known is not None:
+            positions = [int(i) for i in indices[name]] if name in indices else list(range(len(known)))
+            found.update(zip(positions, (np.asarray(values, dtype=np.float64) for values in known), strict=False))
+    columns = tuple(found.get(position) for position in range(max(found, default=-1) + 1))
+    return replace(scaled, columns=columns, positive=_positive_only(first))
+
+
+def _positive_only(first: Any) -> bool:
+    from sklearn.utils import get_tags
+
+    try:
+        return bool(get_tags(first).input_tags.positive_only)
+    except (AttributeError, TypeError):
+        return False
+
+
 def _scaled(estimator: Any) -> Domain:
     """Return where the features lie: a scaler's mean and spread, or the range of a forest's thresholds."""
     for part in steps_of(estimator):
@@ -219,12 +328,26 @@ def _scaled(estimator: Any) -> Domain:
         low, high = getattr(part, "data_min_", None), getattr(part, "data_max_", None)
         if isinstance(low, np.ndarray) and isinstance(high, np.ndarray):
             return Domain(centre=(low + high) / 2, spread=np.maximum((high - low) / 4, 1e-6))
-        thresholds = _thresholds(part)
+        thresholds = _thresholds(part) or _remembered(part)
         if thresholds is not None:
             return thresholds
         if part is not estimator and type(part).__name__ != "SimpleImputer":
             break
     return Domain()
+
+
+def _remembered(part: Any) -> Domain | None:
+    """Return where the rows lie that an estimator keeps: its training data, support vectors or centres.
+
+    Far from them a kernel is zero and a neighbour is none, and every candidate would agree.
+    """
+    for name in ("_fit_X", "X_train_", "support_vectors_", "cluster_centers_", "means_", "theta_"):
+        rows = getattr(part, name, None)
+        if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.shape[1] == getattr(part, "n_features_in_", 0):
+            rows = rows.astype(np.float64)
+            if len(rows) > 1 and np.isfinite(rows).all():
+                return Domain(centre=rows.mean(0), spread=np.maximum(rows.std(0), 1e-6))
+    return None
 
 
 def _thresholds(part: Any) -> Domain | None:
@@ -236,6 +359,8 @@ def _thresholds(part: Any) -> Domain | None:
     centre, spread = np.zeros(width), np.ones(width)
     features = np.concatenate([t.tree_.feature for t in trees[:50]])
     values = np.concatenate([t.tree_.threshold for t in trees[:50]])
+    # A split that only asks whether the value is missing has an infinite threshold.
+    features[~np.isfinite(values)] = -1
     for feature in np.unique(features[features >= 0]):
         mine = values[features == feature]
         centre[feature], spread[feature] = mine.mean(), max(float(mine.std()), 1e-3)

@@ -58,7 +58,7 @@ def main(workspace: Path) -> StepResult:
     except MemoryError:
         failure = LimitExceeded(
             "The step ran out of memory.",
-            hint="Raise the memory limit, or use a smaller model.",
+            hint="Raise step_memory_bytes (MODELIUM_STEP_MEMORY_BYTES), or use a smaller model.",
             limit=memory_bytes,
             actual=memory_bytes,
         )

@@ -116,7 +116,7 @@ class _Budget:
 def _too_much(what: str, limit: int, actual: int) -> ModeliumError:
     return LimitExceeded(
         f"The step's outputs hold {actual} {what}, {limit} are allowed.",
-        hint="Raise the workspace limit if this model really needs it.",
+        hint="Raise step_workspace_bytes (MODELIUM_STEP_WORKSPACE_BYTES) if this model really needs it.",
         limit=limit,
         actual=actual,
     )

@@ -14,7 +14,15 @@ from executor.sandbox import OUT, Command, Ending, Observers, Sandbox
 from executor.step_spec import StepOutput, StepSpec
 from executor.workspace import Workspace
 from schemas.catalog import entry, parse_options
-from schemas.errors import Cancelled, InvalidDocument, ModeliumError, NotFound, SandboxCrashed, ToolchainMissing
+from schemas.errors import (
+    Cancelled,
+    InvalidDocument,
+    ModeliumError,
+    ModelFailed,
+    NotFound,
+    SandboxCrashed,
+    ToolchainMissing,
+)
 from schemas.step_io import STEP_FILE, StepRequest, StepResult
 from schemas.step_run import Limits, Usage
 
@@ -51,7 +59,7 @@ def run(
         if isinstance(ending.error, Cancelled):
             raise ending.error
         out = folder.path / OUT
-        result, outputs = _outcome(spec.request.kind, spec.limits, out, ending)
+        result, outputs = _outcome(spec.request, spec.limits, out, ending)
     except BaseException:
         folder.remove()
         raise
@@ -123,26 +131,54 @@ def _environment(request: StepRequest, toolchain_name: str) -> dict[str, str]:
     }
 
 
-def _outcome(kind: str, limits: Limits, out: Path, ending: Ending) -> tuple[StepResult, dict[str, Path]]:
+def _outcome(request: StepRequest, limits: Limits, out: Path, ending: Ending) -> tuple[StepResult, dict[str, Path]]:
     """Return the step's result and outputs, or a failed result that says what went wrong."""
     try:
         if ending.error is not None:
             raise ending.error
         if ending.exit_code != 0:
-            raise SandboxCrashed(f"The step's interpreter {_death(ending.exit_code)}.", hint=_last_line(ending.log))
-        result = read_result(out, kind, limits)
-        return result, read_outputs(out, result.outputs, limits)
+            raise _death(request, ending)
+        try:
+            result = read_result(out, request.kind, limits)
+            return result, read_outputs(out, result.outputs, limits)
+        except SandboxCrashed as crash:
+            raise (_meddled(request, crash) if _runs_own_code(request) else crash) from None
     except ModeliumError as error:
         return StepResult(ok=False, error=error.document()), {}
 
 
-def _death(exit_code: int) -> str:
-    if exit_code > 128:
+def _runs_own_code(request: StepRequest) -> bool:
+    """Whether a person's Python runs in this step, which can end the process or write what it likes."""
+    return request.kind != "analyze" and request.sidecar is not None and request.sidecar.module is not None
+
+
+def _death(request: StepRequest, ending: Ending) -> ModeliumError:
+    """Say how the interpreter ended. Only where it runs a model can the model be why; SIGKILL never comes from one."""
+    if ending.exit_code > 128:
         try:
-            return f"died of {signal.Signals(exit_code - 128).name}"
+            name = signal.Signals(ending.exit_code - 128).name
         except ValueError:
-            pass
-    return f"ended with status {exit_code} and no result"
+            name = f"signal {ending.exit_code - 128}"
+        fault = name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
+        if fault and request.kind != "analyze":
+            return ModelFailed(
+                f"The process died of {name} while it worked on this model (step {request.kind}).",
+                hint="The model, or a native library that it calls, crashes here; run it by hand to see where. "
+                + _last_line(ending.log),
+            )
+        return SandboxCrashed(f"The interpreter of step {request.kind} died of {name}.", hint=_last_line(ending.log))
+    told = f"ended with status {ending.exit_code} before the step was done"
+    if _runs_own_code(request):
+        return ModelFailed(f"The model's own code {told} (step {request.kind}).", hint=_last_line(ending.log))
+    return SandboxCrashed(f"The interpreter of step {request.kind} {told}.", hint=_last_line(ending.log))
+
+
+def _meddled(request: StepRequest, crash: SandboxCrashed) -> ModelFailed:
+    complaint = str(crash.args[0])
+    return ModelFailed(
+        f"The model's own code ended step {request.kind} before it was done, or wrote over its result: {complaint}",
+        hint="Remove calls to exit, and whatever writes files, from the code that the sidecar names.",
+    )
 
 
 def _last_line(log: str) -> str:

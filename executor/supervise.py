@@ -161,7 +161,7 @@ class _Running:
                 if now >= deadline:
                     return LimitExceeded(
                         f"The step took longer than {self._limits.timeout_s:g} s.",
-                        hint="Raise the time limit, or use a smaller model.",
+                        hint="Raise step_timeout_s (MODELIUM_STEP_TIMEOUT_S), or use a smaller model.",
                         limit=self._limits.timeout_s,
                         actual=round(now - began, 3),
                     )
@@ -283,7 +283,7 @@ def _libc() -> ctypes.CDLL:
 def _out_of_memory(limits: Limits, seen_bytes: int) -> ModeliumError:
     return LimitExceeded(
         f"The step needed more than the {limits.memory_bytes >> 20} MiB of memory it was given.",
-        hint="Raise the memory limit, or use a smaller model.",
+        hint="Raise step_memory_bytes (MODELIUM_STEP_MEMORY_BYTES), or use a smaller model.",
         limit=limits.memory_bytes,
         actual=max(seen_bytes, limits.memory_bytes),
     )

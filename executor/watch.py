@@ -198,7 +198,7 @@ def _free_bytes(folder: Path) -> int:
 def _exceeded(what: str, limit: int, actual: int) -> ModeliumError:
     return LimitExceeded(
         f"The step wrote too much: {actual} {what}, {limit} are allowed.",
-        hint="Raise the workspace limits if this model really needs it.",
+        hint="Raise step_workspace_bytes (MODELIUM_STEP_WORKSPACE_BYTES) if this model really needs it.",
         limit=limit,
         actual=actual,
     )

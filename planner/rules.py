@@ -71,7 +71,7 @@ def _from_onnx(
                 format=Format.ONNX,
                 precision=precision,
                 steps=(),
-                reason=f"It is ONNX already{_opset(descriptor)} and can be served as it is; all others have to beat it.",
+                reason=f"It is ONNX already{_opset(descriptor)} and can be served as it is; others have to beat it.",
             )
         ]
     )

@@ -28,6 +28,12 @@ def absent(service: str, mend: str) -> NoReturn:
     pytest.skip(message)
 
 
+@pytest.fixture(scope="session")
+def redis_server() -> str:
+    """The path of a Redis server."""
+    return shutil.which("redis-server") or absent("Redis", "apt-get install redis-server")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith("MODELIUM_") and n != "MODELIUM_TRITON_DIR"]:

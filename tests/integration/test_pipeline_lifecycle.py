@@ -16,8 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.torch]
+DONE = ("deployed", "unchanged")
 MODELIUM = Path(sys.executable).parent / "modelium"
 QUICK = {"MODELIUM_MEASURE_ROUNDS": "5", "MODELIUM_MEASURE_BUDGET_S": "3", "MODELIUM_LEASE_S": "4"}
 
@@ -71,18 +73,31 @@ def ended(home: Path, count: int = 1) -> bool:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TorchScript model large enough that a kill can hit its conversion."""
+    """A TorchScript model: the seconds its steps take to import torch are time enough for a kill."""
     path = tmp_path_factory.mktemp("model") / "net.pt"
     code = f"""
 import torch
 torch.manual_seed(0)
-layers = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.ReLU()]
-for _ in range(6):
-    layers += [torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()]
-net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 10))
-torch.jit.trace(net.eval(), torch.randn(2, 3, 32, 32)).save({str(path)!r})
+net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+torch.jit.trace(net.eval(), torch.randn(2, 64)).save({str(path)!r})
 """
     subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code], check=True)
+    return path
+
+
+def write_onnx(path: Path, seed: int) -> Path:
+    """Write a small ONNX network; its steps import no torch."""
+    code = f"""
+import numpy as np, onnx
+from onnx import TensorProto, helper, numpy_helper
+rng = np.random.default_rng({seed})
+weights = [numpy_helper.from_array(rng.standard_normal((16, 16)).astype("float32"), f"w{{n}}") for n in range(3)]
+nodes = [helper.make_node("MatMul", [f"x{{n}}", f"w{{n}}"], [f"x{{n + 1}}"]) for n in range(3)]
+specs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 16]) for name in ("x0", "x3")]
+graph = helper.make_graph(nodes, "g", specs[:1], specs[1:], weights)
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), {str(path)!r})
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
     return path
 
 
@@ -151,29 +166,23 @@ def test_a_job_is_cancelled_in_mid_stage(tmp_path: Path, network: Path) -> None:
     assert list((home / "workspaces").iterdir()) == []
 
 
-def test_convert_beside_a_running_up_submits_and_follows(tmp_path: Path, network: Path) -> None:
+def test_convert_beside_a_running_up_submits_and_follows(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running(home):
-        account = shown(home, "convert", network)
-    assert account["state"] == "deployed"
+        account = shown(home, "convert", write_onnx(tmp_path / "net.onnx", 0))
+    assert account["state"] in DONE
     assert "net" in {d["name"] for d in shown(home, "deployments")["deployments"]}
 
 
-def test_the_life_of_a_deployment(tmp_path: Path, network: Path) -> None:
+def test_the_life_of_a_deployment(tmp_path: Path) -> None:
     """Convert, convert other bytes under the same name, roll back, try, collect, undeploy."""
-    home, model = tmp_path / "home", tmp_path / "net.pt"
-    shutil.copy(network, model)
+    home, model = tmp_path / "home", tmp_path / "net.onnx"
+    write_onnx(model, 0)
     assert shown(home, "convert", model)["deployment"]["version"] == 1
     again = shown(home, "convert", model)
     assert (again["deployment"]["version"], again["job"]["attempt"]) == (1, 1)
-    shutil.copy(network, model)
-    with model.open("r+b") as file:  # another comment in the archive: other bytes, the same network
-        file.seek(-2, os.SEEK_END)
-        file.write(b"\x01\x00")
-        file.seek(0, os.SEEK_END)
-        file.write(b"x")
-    second = shown(home, "convert", model)
-    assert (second["state"], second["deployment"]["version"]) == ("deployed", 2), second["reason"]
+    second = shown(home, "convert", write_onnx(model, 1))
+    assert second["state"] in DONE and second["deployment"]["version"] == 2, second["reason"]
     assert shown(home, "rollback", "net")["version"] == 1
     assert "versions: 1" in (home / "model_repository" / "net" / "config.pbtxt").read_text()
     tried = shown(home, "try", "net", "--rows", "2")
@@ -219,13 +228,43 @@ def test_a_second_up_on_the_same_home_is_refused(tmp_path: Path) -> None:
     assert second.returncode == 2 and "runs on" in second.stderr
 
 
-def test_two_names_that_collide_are_refused_with_the_way_out(tmp_path: Path, network: Path) -> None:
+def test_two_names_that_collide_are_refused_with_the_way_out(tmp_path: Path) -> None:
     home = tmp_path / "home"
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        shutil.copy(network, tmp_path / folder / "net.pt")
-    assert shown(home, "convert", tmp_path / "a" / "net.pt")["state"] == "deployed"
-    second = modelium(home, "convert", tmp_path / "b" / "net.pt", "--json", check=False)
+        write_onnx(tmp_path / folder / "net.onnx", 0)
+    assert shown(home, "convert", tmp_path / "a" / "net.onnx")["state"] in DONE
+    second = modelium(home, "convert", tmp_path / "b" / "net.onnx", "--json", check=False)
     account = json.loads(second.stdout)
     assert (second.returncode, account["state"]) == (5, "needs_input")
     assert "name:" in account["hint"]
+
+
+@pytest.mark.redis
+@pytest.mark.postgres
+def test_the_same_pipeline_runs_on_a_redis_and_a_postgresql_of_its_own(
+    tmp_path: Path, postgres_url: str, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket = tmp_path / "redis.sock"
+    redis = subprocess.Popen(
+        [redis_server, "--port", "0", "--unixsocket", socket, "--dir", tmp_path, "--save", ""],
+        stdout=subprocess.DEVNULL,
+    )
+    database = f"{postgres_url.rsplit('/', 1)[0]}/service"
+    engine = sqlalchemy.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE service")
+    engine.dispose()
+    monkeypatch.setenv("MODELIUM_DATABASE_URL", database)
+    monkeypatch.setenv("MODELIUM_BROKER_URL", f"redis+socket://{socket}")
+    home = tmp_path / "home"
+    try:
+        wait_for(socket.exists, 10)
+        with running(home):
+            write_onnx(home / "incoming" / "net.onnx", 0)
+            wait_for(lambda: ended(home), 120)
+        assert job_states(home)[0] in DONE
+        assert not (home / "modelium.db").exists() and not list((home / "broker").iterdir())
+    finally:
+        redis.terminate()
+        redis.wait(timeout=10)

@@ -90,6 +90,25 @@ def test_an_opset_that_cannot_be_raised_is_kept_with_a_note(tmp_path, make_conte
     assert any(note.startswith(("Opset 11 was kept", "The opset was raised")) for note in report.notes)
 
 
+def test_an_opset_above_the_server_s_is_lowered(tmp_path, make_context, run_onnx):
+    model = network(opset=23)
+    context = make_context("onnx_optimize", write(model, tmp_path / "new.onnx"), Format.ONNX)
+    report = onnx_optimize.convert(context).report
+    assert report.opset == 21
+    assert "The opset was lowered from 23 to 21." in report.notes
+    x = feeds(3)
+    assert np.allclose(run_onnx(context, x)["y"], reference(network(opset=20), x)["y"], atol=1e-5)
+
+
+def test_an_ir_version_above_the_server_s_is_lowered_where_nothing_is_newer(tmp_path):
+    model = network()
+    model.ir_version = 13
+    assert onnx.load(onnx_file.save(model, tmp_path / "lowered")).ir_version == 10
+    model.ir_version = 13
+    model.graph.value_info.append(helper.make_tensor_value_info("four", TensorProto.FLOAT4E2M1, [1]))
+    assert onnx.load(onnx_file.save(model, tmp_path / "kept")).ir_version == 13
+
+
 def test_a_newer_opset_is_left_alone(tmp_path, make_context):
     context = make_context("onnx_optimize", write(network(opset=20), tmp_path / "new.onnx"), Format.ONNX)
     assert onnx_optimize.convert(context).report.opset == 20
