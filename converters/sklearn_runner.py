@@ -314,7 +314,7 @@ def _positive_only(first: Any) -> bool:
     from sklearn.utils import get_tags
 
     try:
-        return bool(get_tags(first).input_tags.positive_only)
+        return bool(get_tags(first).input_tags.positive_only) or getattr(first, "method", "") == "box-cox"
     except (AttributeError, TypeError):
         return False
 

@@ -21,8 +21,8 @@ _SHAPE = ("nodes_truenodeids", "nodes_falsenodeids")
 def route_missing_values(model: onnx.ModelProto, estimator: Any) -> None:
     """Send NaN down the branch that each tree of ``estimator`` sends it; skl2onnx sends it always to the right.
 
-    scikit-learn's trees take missing values also when they never saw one: down the branch with more samples. The graph's
-    trees are told from one another by their branches, and by their order where those are the same.
+    scikit-learn's trees take missing values also when they never saw one: down the branch with more samples. The trees
+    of the graph are told from one another by their branches, and by their order where those are the same.
     """
     waiting: dict[tuple[bytes, bytes], deque[Any]] = defaultdict(deque)
     for tree in _trees(estimator):

@@ -15,7 +15,18 @@ import pytest
 PACKAGES = [
     "modelium", "schemas", "ingestion", "analyzer", "planner", "validator", "executor", "converters", "deployer",
 ]  # fmt: skip
-HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "tensorrt", "sklearn", "transformers", "numpy", "analyzer", "converters"}
+HEAVY = {
+    "torch",
+    "tensorflow",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "sklearn",
+    "transformers",
+    "numpy",
+    "analyzer",
+    "converters",
+}
 packaged = pytest.mark.skipif("MODELIUM_PACKAGED" not in os.environ, reason="only the installed wheel can show it")
 
 
@@ -31,13 +42,17 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_the_command_line_imports_no_ml_library() -> None:
-    commands = [f"import modelium.cli.{m.name}" for m in pkgutil.iter_modules([str(package_folder("modelium") / "cli")])]
+    commands = [
+        f"import modelium.cli.{m.name}" for m in pkgutil.iter_modules([str(package_folder("modelium") / "cli")])
+    ]
     assert imported_by("\n".join(commands)) == set()
 
 
 def test_the_workers_and_the_supervisor_import_no_ml_library() -> None:
     stages = "import modelium.celery_app, modelium.supervisor, modelium.account, modelium.report, modelium.doctor"
-    packages = "import ingestion.folder, planner.rules, validator.verdict, executor, deployer.entry, modelium.stages.deploy"
+    packages = (
+        "import ingestion.folder, planner.rules, validator.verdict, executor, deployer.entry, modelium.stages.deploy"
+    )
     assert imported_by(f"{stages}\n{packages}") == set()
 
 

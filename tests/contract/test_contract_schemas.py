@@ -43,8 +43,13 @@ def test_an_invalid_document_names_the_json_pointer(data: object, pointer: str) 
     assert str(caught.value).startswith("The sidecar is not valid")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-                    lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=12), c, max_size=3)))  # fmt: skip
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+)
+
+
+@given(PLAIN)
 def test_whatever_a_sidecar_holds_it_is_valid_or_refused_with_a_sentence(data: object) -> None:
     try:
         published.validate(Sidecar, data, what="The sidecar")

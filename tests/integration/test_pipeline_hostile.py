@@ -274,7 +274,7 @@ class Net(torch.nn.Module):
 EXPLORE = """
 def attack():
     reached = []
-    for path in ("/etc/shadow", "/etc/hostname", "{secret}", "{home}", "/root", "/home", "/run", "/var/log",
+    for path in ("/etc/shadow", "/etc/hostname", "{secret}", "{private}", "/home", "/run", "/var/log",
                  "/proc/1/environ", "/proc/1/root/etc/shadow", "/sys/fs/cgroup"):
         try:
             os.listdir(path) if os.path.isdir(path) else os.close(os.open(path, os.O_RDONLY))
@@ -360,9 +360,9 @@ def attack():
     "fill": (
         """
 def attack():
-    with open("/work/out/full", "wb") as file:
-        while True:
-            file.write(bytes(16 << 20))
+    for number in range(10_000):
+        with open("/work/out/%d" % number, "wb") as file:
+            file.write(bytes(8 << 20))
 """,
         "failed", "limit_exceeded", "room",
     ),
@@ -391,7 +391,8 @@ def by_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         listener.listen()
         abstract.bind(f"\0{name}")
         abstract.listen()
-        facts = {"secret": secret, "home": Path.home(), "marker": marker, "name": name}
+        private = next((p for p in sorted(Path.home().iterdir()) if p.is_file()), secret)
+        facts = {"secret": secret, "private": private, "marker": marker, "name": name}
         for case, (attack, *_) in BY_CODE.items():
             known = attack.format(port=listener.getsockname()[1], **facts) if case == "explore" else attack
             make_module(folder / "drop", case, known)

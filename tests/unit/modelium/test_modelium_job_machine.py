@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -83,7 +84,7 @@ class JobMachine(RuleBasedStateMachine):
     def the_history_is_legal_and_ends_where_the_job_is(self) -> None:
         history = jobs.history(self.database, self.job_id)
         assert history[-1].after == self.state()
-        for earlier, later in zip(history, history[1:], strict=False):
+        for earlier, later in pairwise(history):
             assert later.before == earlier.after
             assert later.before is not None and later.after in LEGAL_CHANGES[later.before]
 
