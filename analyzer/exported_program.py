@@ -102,18 +102,13 @@ def _describe(draft: Draft, program: Any) -> None:
         for row in rows(at(signature, "input_specs"))
         if "user_input" in row
     ]
-    outputs = [
-        at(row, "user_output", "arg", "as_tensor", "name")
-        for row in rows(at(signature, "output_specs"))
-        if "user_output" in row
-    ]
     batch = _batch_symbol([values.get(name) for name in inputs if isinstance(name, str)])
-    described = [_spec(name, values, batch) for name in [*inputs, *outputs]]
-    if inputs and outputs and None not in described:
-        specs = [spec for spec in described if spec is not None]
-        draft.know(inputs=tuple(specs[: len(inputs)]), outputs=tuple(specs[len(inputs) :]))
+    described = [_spec(name, values, batch) for name in inputs]
+    # The graph names its outputs after operators (linear_1); the keys that the model gives them show when it runs.
+    if inputs and None not in described:
+        draft.know(inputs=tuple(spec for spec in described if spec is not None))
     else:
-        draft.note("Some inputs or outputs are no tensors; running the program will tell more.")
+        draft.note("Some inputs are no tensors; running the program will tell more.")
     if "graph_module" in program and "tensor_values" in graph:
         _parameters(draft, signature, values)
 

@@ -68,10 +68,11 @@ def recognise(path: Path) -> Seen:
             return Seen(format_, kind)
     if codec_of(head) is not None:
         return _compressed(path, head)
-    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
-        return _pickle(path)
+    # Before pickles: a header of 640 bytes begins with 80 02, as a pickle of protocol 2 does; no pickle goes on so.
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 1 << 30:
         return Seen(Format.SAFETENSORS, "safetensors")
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        return _pickle(path)
     return _without_magic(path, head)
 
 

@@ -249,6 +249,13 @@ def _signature(draft: Draft, graph: Any) -> None:
                     f"{_TYPES.get(code, ('unknown',))[0]}, which Triton does not serve.",
                     hint="Export it with a float, integer, bool or string tensor there.",
                 )
+    bare = next((value for value in inputs if _dims(value) is None), None)
+    if bare is not None:
+        raise ModelFailed(
+            f"Input {clean(text(bare.name), 80)!r} of this ONNX file declares no shape, not even how many axes it has; "
+            "Triton has to be told.",
+            hint="Declare it with `onnx.tools.update_model_dims.update_inputs_outputs_dims`, or export it again.",
+        )
     batch = batch_names([_dims(value) for value in inputs])
     described = [_spec(value, batch) for value in [*inputs, *graph.output]]
     if None in described:

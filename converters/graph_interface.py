@@ -59,6 +59,32 @@ def restore_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     model.graph.output.extend(values)
 
 
+def place_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make the outputs ``names``, in that order; by position where the exporter named as many otherwise.
+
+    Exporters call an output that is a weight, an input or another output after it, so those get an Identity of their
+    own. Raises ConversionFailed when outputs are missing.
+    """
+    import onnx
+
+    outputs = list(model.graph.output)
+    if len(outputs) != len(names):
+        restore_outputs(model, names)
+        return
+    fixed = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
+    taken: set[str] = set()
+    for number, value in enumerate(outputs):
+        if value.name in fixed or value.name in taken:
+            copied = f"{value.name}_output_{number}"
+            model.graph.node.append(onnx.helper.make_node("Identity", [value.name], [copied]))
+            value.name = copied
+        taken.add(value.name)
+    if {value.name for value in outputs} == set(names):
+        restore_outputs(model, names)
+    else:
+        rename_outputs(model, names)
+
+
 def rename_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     """Call the outputs ``names``, by position; inner tensors that already have such a name make way."""
     old = [value.name for value in model.graph.output]

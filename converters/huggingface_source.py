@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SENTENCE_OUTPUT = "sentence_embedding"
 """The one output of a sentence-transformers folder: one row of numbers for each text."""
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_CACHES = ("past_key_values", "hidden_states", "attentions", "cross_attentions", "encoder_hidden_states")
+_CACHES = ("past_key_values", "mems", "hidden_states", "attentions", "cross_attentions", "encoder_hidden_states")
 """Outputs that belong to training and generation, not to one forward pass."""
 
 
@@ -50,6 +50,8 @@ def load_huggingface(
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
+            # Reported by us, by name; transformers prints a table and says to look above.
+            ignore_mismatched_sizes=True,
             **options,
         )
     except (SafetensorError, *RAISED_BY_MODELS) as error:  # type: ignore[misc]
@@ -95,7 +97,9 @@ def _left_out(architecture: str, loading: dict[str, Any]) -> tuple[str, ...]:
     """
     missing = sorted(str(key) for key in loading.get("missing_keys", ()))
     needed = [key for key in missing if "pooler" not in key.split(".")]
-    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())]
+    mismatched = sorted(
+        str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())
+    )
     if needed or mismatched:
         bad = [*needed, *mismatched]
         raise ModelFailed(
@@ -112,13 +116,31 @@ def _model_class(folder: Path) -> Any:
     config = _read_json(folder / "config.json")
     architectures = config.get("architectures") or []
     name = str(architectures[0]) if architectures else "AutoModel"
-    cls = getattr(transformers, name, None)
+    cls = getattr(transformers, name, None) or _inner_class(name, str(config.get("model_type", "")))
     if cls is None or not (name == "AutoModel" or issubclass(cls, transformers.PreTrainedModel)):
         raise Unsupported(
             f"transformers {transformers.__version__} has no architecture {name}.",
             hint="Models that bring their own code are not run; export the model to ONNX or TorchScript yourself.",
         )
     return cls
+
+
+def _inner_class(name: str, model_type: str) -> Any | None:
+    """Return a part of an architecture that transformers has and does not export, such as WhisperEncoder."""
+    import importlib
+
+    import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    if model_type not in transformers.CONFIG_MAPPING or not name.isidentifier():
+        return None
+    module = model_type_to_module_name(model_type)
+    try:
+        inner = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    except ImportError:
+        return None
+    cls = getattr(inner, name, None)
+    return cls if inspect.isclass(cls) else None
 
 
 def input_names(model: Any, folder: Path) -> tuple[str, ...]:
@@ -130,9 +152,16 @@ def input_names(model: Any, folder: Path) -> tuple[str, ...]:
     tokenizer = folder / "tokenizer_config.json"
     declared = _read_json(tokenizer).get("model_input_names") if tokenizer.is_file() else None
     names = tuple(declared) if declared else _TEXT_INPUTS
+    if takes_pairs(model.config):
+        names = (*names, "pixel_values")
     if "token_type_ids" in names and getattr(model.config, "type_vocab_size", 0) < 2:
         names = tuple(name for name in names if name != "token_type_ids")
     return tuple(name for name in names if name in takes)
+
+
+def takes_pairs(config: Any) -> bool:
+    """Whether a model compares texts with images, such as CLIP: it has a tower for each and needs both."""
+    return getattr(config, "text_config", None) is not None and getattr(config, "vision_config", None) is not None
 
 
 def _dtype_notes(folder: Path) -> tuple[str, ...]:
@@ -218,6 +247,8 @@ _POOLING_MODES = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
 """In the order in which sentence-transformers joins them."""
 
@@ -232,7 +263,7 @@ def _pooling_modes(folder: Path) -> list[str]:
     if not modes or set(modes) - set(_POOLING_MODES.values()) or set(others) - set(_POOLING_MODES):
         raise Unsupported(
             f"The pooling {', '.join(modes + others) or 'of this folder'} is not known.",
-            hint="Pooling by cls, mean, max or mean_sqrt_len is.",
+            hint="Pooling by cls, mean, max, mean_sqrt_len, weightedmean or lasttoken is.",
         )
     return modes
 
@@ -248,6 +279,14 @@ def _pool(tokens: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> tor
             rows.append(tokens[:, 0])
         elif mode == "max":
             rows.append(tokens.masked_fill(wide == 0, -1e9).amax(1))
+        elif mode == "weightedmean":
+            # Later tokens weigh more, as in SGPT.
+            weights = wide * torch.arange(1, tokens.shape[1] + 1, dtype=tokens.dtype)[None, :, None]
+            rows.append((tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9))
+        elif mode == "lasttoken":
+            # The last place where the mask is 1, wherever the padding is.
+            last = (mask * torch.arange(tokens.shape[1])).argmax(1)
+            rows.append(tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1))
         else:
             # 1e-9 keeps a row without tokens from dividing by zero, as sentence-transformers does.
             total, count = (tokens * wide).sum(1), wide.sum(1).clamp(min=1e-9)

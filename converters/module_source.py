@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.model_errors import RAISED_BY_MODELS, first_line
-from converters.torch_source import TorchSource, flat_module, keyword_call, need_class
+from converters.torch_source import Call, TorchSource, flat_module, keyword_call, need_class
 from schemas.descriptor import Format, ModelDescriptor
-from schemas.errors import ModelFailed, Unsupported
+from schemas.errors import ModelFailed, ModeliumError, Unsupported
 from schemas.sidecar import ModuleSource
 from schemas.step_io import StepContext
 
 if TYPE_CHECKING:
     import torch
 
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "ema", "params")
 """Where training scripts put the weights inside a checkpoint."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
 _PREFIX = "module."
 """What DataParallel and DistributedDataParallel put before every key."""
 _COMPILED_PREFIX = "_orig_mod."
@@ -45,7 +47,33 @@ def load_module(context: StepContext, path: Path, descriptor: ModelDescriptor) -
     inputs = tuple(spec.name for spec in descriptor.inputs) or tuple(item.name for item in sidecar.inputs) or required
     outputs = tuple(spec.name for spec in descriptor.outputs) or sidecar.outputs
     call = keyword_call(arguments, inputs, f"{source.class_name}.forward") if arguments else _positional
-    return TorchSource(flat_module(module, call, outputs), inputs, outputs, notes=(*notes, *more), inner=module)
+    flat = flat_module(module, _guarded(call, source), outputs, inputs)
+    return TorchSource(flat, inputs, outputs, notes=(*notes, *more), inner=module)
+
+
+class _PersonsCode:
+    """Turns what a person's code raises and no framework does, such as its own exception classes, into ModelFailed."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is None or isinstance(error, (*RAISED_BY_MODELS, ModeliumError, MemoryError, SystemExit)):
+            return False
+        raise ModelFailed(
+            f"{self.what} raised {type(error).__name__}: {first_line(error)}.", hint="Mend the class's own code."
+        ) from error
+
+
+def _guarded(call: Call, source: ModuleSource) -> Call:
+    def guarded(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
+        with _PersonsCode(f"{source.class_name}.forward"):
+            return call(module, tensors)
+
+    return guarded
 
 
 def _positional(module: torch.nn.Module, tensors: Any) -> Any:
@@ -73,7 +101,8 @@ def build(code: Path, source: ModuleSource) -> torch.nn.Module:
     sys.modules[spec.name] = imported
     sys.path.insert(0, str(file.parent))
     try:
-        spec.loader.exec_module(imported)
+        with _PersonsCode(source.file):
+            spec.loader.exec_module(imported)
         cls = getattr(imported, source.class_name, None)
         if cls is None:
             classes = [name for name, value in vars(imported).items() if inspect.isclass(value)]
@@ -81,13 +110,21 @@ def build(code: Path, source: ModuleSource) -> torch.nn.Module:
                 f"{source.file} has no class {source.class_name}.",
                 hint=f"It defines {', '.join(classes[:10])}." if classes else "It defines no class.",
             )
-        module = cls(**source.args)
-    except RAISED_BY_MODELS as error:
-        line = _line_in(error, file)
+        with _PersonsCode(source.class_name):
+            module = cls(**source.args)
+    except ModuleNotFoundError as error:
         raise ModelFailed(
-            f"{source.class_name} could not be built from {source.file}{line}: {type(error).__name__}: "
-            f"{first_line(error)}.",
-            hint="Check the file, and 'args' in the sidecar. Only torch, numpy and the standard library are there.",
+            f"{source.file}{_line_in(error, file)} imports {error.name}, which is not there.",
+            hint="Only torch, numpy, transformers and the standard library are. Put what the class needs of other "
+            f"files into {source.file} itself, or export the model where those packages are, with torch.export.",
+        ) from error
+    except RAISED_BY_MODELS as error:
+        line, text = _line_in(error, file), first_line(error)
+        name = type(error).__name__
+        raise ModelFailed(
+            f"{source.class_name} could not be built from {source.file}{line}: "
+            f"{text if text.startswith(name) else f'{name}: {text}'}.",
+            hint="Check the file, and 'args' in the sidecar.",
         ) from error
     finally:
         sys.path.remove(str(file.parent))
@@ -128,17 +165,42 @@ def read_weights(path: Path, descriptor: ModelDescriptor) -> tuple[dict[str, tor
                 f"The safetensors file cannot be read: {first_line(error)}.", hint="Save or copy it again."
             ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = _GLOBAL.search(str(error))
+        what = f"{found[1]} beside its weights" if found else f"more than weights: {first_line(error)}"
         raise ModelFailed(
-            f"The file holds more than weights: {first_line(error)}.",
-            hint="Save model.state_dict() alone, or use safetensors.",
+            f"The file holds {what}.", hint="Save model.state_dict() alone, or use safetensors."
         ) from error
     except RAISED_BY_MODELS as error:
         raise ModelFailed(
             f"torch cannot load these weights: {first_line(error)}.", hint="Save or copy the file again."
         ) from error
     return _unnest(loaded)
+
+
+def _harmless() -> list[Any]:
+    """Return classes that training scripts leave in checkpoints and that can do nothing when they are loaded."""
+    import argparse
+    import types
+
+    import numpy as np
+
+    dtypes = [cls for name, cls in vars(np.dtypes).items() if name.endswith("DType")]
+    scalar = np.float64(0).__reduce__()[0]
+    array = np.zeros(1).__reduce__()[0]
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (array, "numpy.core.multiarray._reconstruct"),
+        (array, "numpy._core.multiarray._reconstruct"),
+        np.dtype,
+        np.ndarray,
+        *dtypes,
+        argparse.Namespace,
+        types.SimpleNamespace,
+    ]
 
 
 def _unnest(loaded: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -148,8 +210,10 @@ def _unnest(loaded: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
         if tensors and len(tensors) == len(loaded):
             return tensors, ()
-        for key in _NESTED_KEYS:
-            if isinstance(loaded.get(key), Mapping):
+        others = [key for key in loaded if isinstance(key, str) and key not in _NESTED_KEYS]
+        for key in (*_NESTED_KEYS, *([] if tensors else others)):
+            nested = loaded.get(key)
+            if isinstance(nested, Mapping) and any(isinstance(value, torch.Tensor) for value in nested.values()):
                 inner, _ = _unnest(loaded[key])
                 return inner, (f"The weights were found under {key!r} of a checkpoint.",)
         if tensors:
@@ -169,11 +233,17 @@ def _fit_prefixes(
         if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in wanted):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
             notes.append(f"The prefix {prefix!r} that {origin} adds was taken off every key.")
+    # A trainer that holds the model in an attribute, as Lightning's do, saves it below that attribute's name.
+    first = next(iter(state), "").partition(".")[0] + "."
+    if wanted and {key.removeprefix(first) for key in state} == wanted and all(key.startswith(first) for key in state):
+        state = {key.removeprefix(first): value for key, value in state.items()}
+        notes.append(f"The prefix {first!r} was taken off every key.")
     return state, tuple(notes)
 
 
 def _load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], source: ModuleSource) -> None:
     expected = module.state_dict()
+    state = {**_tied(expected, state), **state}
     missing = sorted(set(expected) - set(state))
     unexpected = sorted(set(state) - set(expected))
     if missing or unexpected:
@@ -193,6 +263,16 @@ def _load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], sour
         module.load_state_dict(state, strict=True)
     except RAISED_BY_MODELS as error:
         raise ModelFailed(f"The weights do not fit {source.class_name}: {first_line(error)}.") from error
+
+
+def _tied(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights that the file leaves out because the class shares them with others: safetensors does that."""
+    places = {(t.data_ptr(), t.shape, t.stride()): key for key, t in expected.items() if key in state and t.numel()}
+    return {
+        key: state[places[tensor.data_ptr(), tensor.shape, tensor.stride()]]
+        for key, tensor in expected.items()
+        if key not in state and (tensor.data_ptr(), tensor.shape, tensor.stride()) in places
+    }
 
 
 def _some(keys: list[str]) -> str:

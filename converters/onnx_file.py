@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,14 @@ _DTYPES: dict[int, DType] = {
     16: "bfloat16",
 }
 """TensorProto.DataType's numbers."""
+_NOISE = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"Load model from \S+ failed:\s*",
+        # A line of onnxruntime's source and the C++ function there.
+        r"/onnxruntime_src/\S+:\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?:::<lambda\([^()]*\)>)?(?: const)?:?\s*",
+    )
+)
 
 
 def find(path: Path, descriptor: ModelDescriptor | None = None) -> Path:
@@ -165,6 +174,16 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=_DTYPES[kind.elem_type], shape=shape(value), known_by=KnownBy.HEADER)
 
 
+def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` with the types and shapes that can be told from its operators."""
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except (*RAISED_BY_MODELS, onnx.shape_inference.InferenceError):  # type: ignore[misc]
+        return model
+
+
 def shape(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
     """Return the shape of a graph's input or output; a nameless dynamic axis ``i`` is called ``<tensor>_<i>``."""
     return tuple(
@@ -227,7 +246,7 @@ def session(
         return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
     except onnxruntime_errors() as error:
         raise ConversionFailed(
-            f"onnxruntime refuses the model: {_reason(error)}.", hint="It is not published; another way is tried."
+            f"onnxruntime refuses the model: {reason(error)}.", hint="It is not published; another way is tried."
         ) from error
 
 
@@ -240,7 +259,7 @@ def run(opened: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[
         return dict(zip(names, opened.run(names, fed), strict=True))
     except onnxruntime_errors() as error:
         shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
-        raise ConversionFailed(f"The ONNX model does not run on {shapes}: {_reason(error)}.") from error
+        raise ConversionFailed(f"The ONNX model does not run on {shapes}: {reason(error)}.") from error
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
@@ -251,10 +270,15 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
     return (*own, *RAISED_BY_MODELS)
 
 
-def _reason(error: BaseException) -> str:
-    text = first_line(error, 600)
-    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find ..." : the codes tell a person nothing.
-    return text.split(" : ", 3)[-1][:300] if text.startswith("[ONNXRuntimeError]") else text
+def reason(error: BaseException) -> str:
+    """Return what onnxruntime says, without what tells a person nothing: its codes, source lines and our paths."""
+    text = first_line(RuntimeError(" ".join(str(error).split())), 2000)
+    if text.startswith("[ONNXRuntimeError]"):
+        # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find ..."
+        text = text.split(" : ", 3)[-1]
+    for pattern in _NOISE:
+        text = pattern.sub("", text)
+    return text[:300].strip().rstrip(".") or type(error).__name__
 
 
 def check(path: Path) -> None:

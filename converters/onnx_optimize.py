@@ -29,18 +29,21 @@ def convert(context: StepContext) -> StepOutcome:
     source = onnx_file.find(context.input("model"), context.request.descriptor)
     context.progress(0.05, "Reading the ONNX model")
     model = onnx_file.load(source)
+    if any(not value.type.HasField("tensor_type") for value in model.graph.output):
+        model = onnx_file.infer_types(model)
     inputs, outputs = onnx_file.model_specs(model)
     before = sum(onnx_file.operators(model).values())
     notes: list[str] = []
     scratch = context.out / "raised"
     try:
         wanted = min(max(onnx_file.opset(model), options.min_opset), SERVED_OPSET)
+        changed = False
         if onnx_file.opset(model) != wanted:
             context.progress(0.15, f"Changing the opset to {wanted}")
-            source, note = _change_opset(model, source, wanted, scratch)
+            model, note, changed = _change_opset(model, wanted, scratch)
             notes.append(note)
-        if onnx_file.has_data_files(source):
-            # onnxruntime would write a graph that points at the original's data files.
+        if _drop_weight_inputs(model) or changed or onnx_file.has_data_files(source):
+            # With data files, onnxruntime would write a graph that points at the original's.
             source = onnx_file.save(model, scratch)
         big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
         del model
@@ -60,20 +63,38 @@ def convert(context: StepContext) -> StepOutcome:
     return onnx_file.finish(context, optimized, [case.feeds for case in reference_cases(context)], notes)
 
 
-def _change_opset(model: onnx.ModelProto, source: Path, opset: int, scratch: Path) -> tuple[Path, str]:
-    """Return the file of the changed model, or ``source`` when it cannot be changed, and a note either way."""
+def _change_opset(model: onnx.ModelProto, opset: int, scratch: Path) -> tuple[onnx.ModelProto, str, bool]:
+    """Return the changed model, or ``model`` when it cannot be changed, a note either way, and whether it was."""
     import onnx
 
     was = onnx_file.opset(model)
     done = "raised" if was < opset else "lowered"
     try:
-        raised = onnx.version_converter.convert_version(model, opset)
-        raised = onnx.shape_inference.infer_shapes(raised)
-        file = onnx_file.save(raised, scratch)
-        onnx_file.session(file)
+        changed = onnx.version_converter.convert_version(model, opset)
+        _drop_weight_inputs(changed)
+        extra = {value.name for value in changed.graph.input} - {value.name for value in model.graph.input}
+        if extra:
+            raise ConversionFailed(f"the converter made an input {min(extra)!r} of its own.")
+        changed = onnx.shape_inference.infer_shapes(changed)
+        onnx_file.session(onnx_file.save(changed, scratch))
     except _converter_errors() as error:
-        return source, f"Opset {was} was kept, because it could not be {done} to {opset}: {first_line(error)}."
-    return file, f"The opset was {done} from {was} to {opset}."
+        return model, f"Opset {was} was kept, because it could not be {done} to {opset}: {first_line(error)}.", False
+    return changed, f"The opset was {done} from {was} to {opset}.", True
+
+
+def _drop_weight_inputs(model: onnx.ModelProto) -> bool:
+    """Take away inputs that only name a weight, as old files have them; return whether there were some.
+
+    onnxruntime takes them for values that a client may change, and folds none of them.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in weights]
+    if len(kept) == len(model.graph.input):
+        return False
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)
+    return True
 
 
 def _converter_errors() -> tuple[type[Exception], ...]:

@@ -10,8 +10,7 @@ import numpy as np
 
 from converters.arrays import Array, Arrays, cast, plain
 from converters.domain import Domain
-from converters.model_errors import first_line
-from converters.onnx_file import onnxruntime_errors
+from converters.onnx_file import onnxruntime_errors, reason
 from schemas.descriptor import DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 
@@ -45,10 +44,8 @@ class OnnxRunner:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except self._errors as error:
-            raise ModelFailed(
-                f"onnxruntime cannot load {path.name}: {_reason(error)}.",
-                hint="The file may be damaged, lack its external data, or use an operator that onnxruntime has not.",
-            ) from error
+            why = reason(error)
+            raise ModelFailed(f"onnxruntime cannot load {path.name}: {why}.", hint=_hint(why)) from error
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._specs = {spec.name: spec for spec in self.inputs}
@@ -79,7 +76,7 @@ class OnnxRunner:
                 result: Sequence[Any] = session.run(outputs, ready)
             except errors as error:
                 raise ModelFailed(
-                    f"onnxruntime could not run the model: {_reason(error)}.", hint=self._signature()
+                    f"onnxruntime could not run the model: {reason(error)}.", hint=self._signature()
                 ) from error
             return result
 
@@ -121,10 +118,17 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(name=node.name, dtype=_ONNX_DTYPES[inner], shape=shape, known_by=KnownBy.HEADER)
 
 
-def _reason(error: BaseException) -> str:
-    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions ..." : the codes tell a person nothing.
-    text = first_line(error, 600)
-    return text.split(" : ", 3)[-1][:300].rstrip(".") if text.startswith("[ONNXRuntimeError]") else text.rstrip(".")
+def _hint(why: str) -> str:
+    if "Could not find an implementation" in why:
+        return (
+            "onnxruntime runs most operators from opset 7 on. For an older file try "
+            "`onnx.version_converter.convert_version(model, 17)` and drop what it gives."
+        )
+    if "IR version" in why:
+        return "Save it with an older version: `model.ir_version = 10` before `onnx.save`."
+    if "locale" in why:
+        return "Give its StringNormalizer the attribute locale='C.UTF-8', which every machine has."
+    return "The file may be damaged, lack its external data, or use an operator that onnxruntime has not."
 
 
 def gather_limits(path: Path) -> dict[str, Domain]:

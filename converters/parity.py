@@ -69,6 +69,8 @@ def parity(context: StepContext) -> StepOutcome:
             ran.append((case, feeds, given))
     outputs, failure = _joined(found, tolerance, lossy)
     reason = reason or failure
+    if failure and not reference.report.deterministic:
+        reason = f"{failure} The original gives other answers itself when it runs again."
     context.progress(0.85, "running rows one by one")
     batching = _batching(runner, descriptor, reference, ran, tolerance, lossy) if not reason else _not_tried(reason)
     inputs, served = (

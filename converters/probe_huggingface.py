@@ -7,15 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converters.axes import Guess
 from converters.runners import Runner
-from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH
+from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH, random_feeds
 from converters.torch_runner import TorchRunner, read_config
 from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
-from schemas.errors import ModeliumError, Unsupported
+from schemas.errors import ModelFailed, ModeliumError, Unsupported
 from schemas.step_io import StepContext
 
 _LENGTH_AXIS = "length"
+_CHOICES_AXIS = "choices"
 _AUDIO_SAMPLES = 16_000
 """One second of speech at the rate that every speech model here takes."""
 
@@ -27,13 +30,44 @@ def huggingface_guesses(context: StepContext, runner: Runner) -> Iterator[Guess]
     folder = context.input("model")
     config = {**_preprocessor(folder), **read_config(folder)}
     specs = tuple(_spec(name, config) for name in runner.source.input_names)
+    if {"input_ids", "pixel_values"} <= set(runner.source.input_names):
+        # Every text is compared with every image, so there may be more of the one than of the other.
+        specs = tuple(
+            spec.model_copy(update={"shape": ("images" if spec.name == "pixel_values" else "texts", *spec.shape[1:])})
+            for spec in specs
+        )
+    guesses = list(_sizes(specs, config))
+    yield from guesses
+    raise _refused(runner, guesses[0], config)
+
+
+def _sizes(specs: tuple[TensorSpec, ...], config: Mapping[str, Any]) -> Iterator[Guess]:
+    rows = {str(spec.shape[0]) for spec in specs}
     longest = config.get("max_position_embeddings")
     length = min(16, longest) if isinstance(longest, int) and longest > 0 else 16
     for sequence in (length, 64):
-        sizes = {BATCH_AXIS: TRACE_BATCH, SEQUENCE_AXIS: sequence, _LENGTH_AXIS: _AUDIO_SAMPLES}
+        sizes = {SEQUENCE_AXIS: sequence, _LENGTH_AXIS: _AUDIO_SAMPLES, _CHOICES_AXIS: 3}
         used = {dim for spec in specs for dim in spec.shape}
         for batch in (TRACE_BATCH, 1):
-            yield Guess(specs, {axis: batch if axis == BATCH_AXIS else n for axis, n in sizes.items() if axis in used})
+            yield Guess(specs, {**dict.fromkeys(rows, batch), **{a: n for a, n in sizes.items() if a in used}})
+
+
+def _refused(runner: TorchRunner, guess: Guess, config: Mapping[str, Any]) -> Unsupported:
+    """Return why the model runs on nothing that its config tells; asking a person for shapes would not help."""
+    names = ", ".join(spec.name for spec in guess.inputs)
+    why = "it runs on some sizes and not on others"
+    try:
+        runner.run(random_feeds(guess.inputs, guess.sizes, np.random.default_rng(0), runner.domains))
+    except ModelFailed as error:
+        why = str(error.args[0]).removeprefix("The original could not run: ").rstrip(".")
+    hint = "Declare its inputs in modelium.yaml inside the folder, under 'inputs', with a samples file of real ones."
+    if config.get("is_encoder_decoder"):
+        hint = (
+            "An encoder and a decoder together need the decoder's inputs. Drop the encoder alone: "
+            "model.get_encoder().save_pretrained(FOLDER)."
+        )
+    architecture = next(iter(config.get("architectures") or ()), "This model")
+    return Unsupported(f"{architecture} does not run on {names} alone: {why}.", hint=hint)
 
 
 def _spec(name: str, config: Mapping[str, Any]) -> TensorSpec:
@@ -42,6 +76,9 @@ def _spec(name: str, config: Mapping[str, Any]) -> TensorSpec:
     if name in ("pixel_values", "images"):
         height, width = _image_size(config)
         dtype, shape = "float32", (BATCH_AXIS, int(config.get("num_channels") or 3), height, width)
+    elif name == "input_values" and isinstance(config.get("max_length"), int) and "num_mel_bins" in config:
+        # A spectrogram, as the Audio Spectrogram Transformer takes it, and not the sound itself.
+        dtype, shape = "float32", (BATCH_AXIS, config["max_length"], int(config["num_mel_bins"]))
     elif name == "input_values":
         dtype, shape = "float32", (BATCH_AXIS, _LENGTH_AXIS)
     elif name == "input_features":
@@ -58,6 +95,10 @@ def _spec(name: str, config: Mapping[str, Any]) -> TensorSpec:
             f"The model takes an input {name!r}, whose shape its config does not tell.",
             hint="Declare the inputs in modelium.yaml inside the folder, under 'inputs'.",
         )
+    if shape == (BATCH_AXIS, SEQUENCE_AXIS) and str(next(iter(config.get("architectures") or ()), "")).endswith(
+        "ForMultipleChoice"
+    ):
+        shape = (BATCH_AXIS, _CHOICES_AXIS, SEQUENCE_AXIS)
     return TensorSpec(name=name, dtype=dtype, shape=shape, known_by=KnownBy.GUESS)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from converters.axes import Guess
 from converters.runners import Runner
-from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH
+from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH, random_feeds
 from converters.torch_hints import Hint, first_of, module_hints, script_hints, scripted
 from converters.torch_runner import TorchRunner
 from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
-from schemas.errors import ModeliumError
+from schemas.errors import ModelFailed, ModeliumError
 
 Shape = tuple[DType, tuple[Dim, ...], dict[str, int]]
 """An input's dtype, its shape with axes named, and their sizes (the batch aside)."""
@@ -25,6 +28,11 @@ _VOLUMES = (16, 32, 64, 112)
 _SEQUENCES = (16, 8, 32, 64, 128, 10, 1)
 _COMPANIONS = 12
 """Shapes tried for the inputs that no weights touch."""
+_LAYERS_MIXED = 6
+"""Layers tried for each of several inputs when nothing tells which belongs to which."""
+_SPATIAL_AXES = frozenset({"length", "height", "width", "depth"})
+_LARGEST_FITTED = 1024
+_MISFIT = re.compile(r"shapes cannot be multiplied \((\d+)x(\d+) and (\d+)x\d+\)")
 _BIG_MODEL = 5_000_000
 """Parameters above which an image model is more likely made for 224 than for 28 pixels."""
 
@@ -38,15 +46,23 @@ def torch_guesses(runner: Runner) -> Iterator[Guess]:
         yield from exported
         return
     names = runner.source.input_names
-    hints = _hints(runner, names)
+    hints, followed = _hints(runner, names)
     big = _parameters(runner) > _BIG_MODEL
     single = sum(1 for name in names if hints.get(name)) == 1
-    told = {name: list(_shapes(hints.get(name, []), big=big, single=single)) for name in names}
+    if followed or len(names) == 1:
+        told = {name: list(_shapes(hints.get(name, []), big=big, single=single)) for name in names}
+    else:
+        # Nobody knows which layer takes which input, so that each layer's likeliest shape is tried for each.
+        layers = [next(_shapes([hint], big=big, single=True)) for hint in hints[names[0]]]
+        told = {name: layers[:_LAYERS_MIXED] for name in names}
+    told = {name: [(_float(runner, dtype), *rest) for dtype, *rest in shapes] for name, shapes in told.items()}  # type: ignore[misc]
     together = _together({name: options for name, options in told.items() if options})
     if not together:
         return
     seen: list[tuple[dict[str, Shape], int]] = []
     for batch in (TRACE_BATCH, 1):
+        if batch == 1 and len(names) == 1 and (fitted := _fitted(runner, names[0], told[names[0]])) is not None:
+            yield _joined({names[0]: fitted}, TRACE_BATCH)
         for variant in range(_COMPANIONS if len(together[0]) < len(names) else 1):
             for known in together:
                 shapes = {name: known.get(name) or _companion(name, known, variant) for name in names}
@@ -85,7 +101,46 @@ def _joined(shapes: Mapping[str, Shape], batch: int) -> Guess:
     return Guess(tuple(specs), sizes)
 
 
-def _hints(runner: TorchRunner, names: Sequence[str]) -> dict[str, list[Hint]]:
+def _float(runner: TorchRunner, dtype: DType) -> DType:
+    """Return the float that the weights have where ``dtype`` is the usual one."""
+    import torch
+
+    if dtype != "float32":
+        return dtype
+    floating = next((tensor.dtype for tensor in _weights(runner) if tensor.is_floating_point()), torch.float32)
+    return "float64" if floating is torch.float64 else "float16" if floating is torch.float16 else "float32"
+
+
+def _fitted(runner: TorchRunner, name: str, shapes: Sequence[Shape]) -> Shape | None:
+    """Return a shape whose size fits the linear layer behind the convolutions, found by what that layer complains of.
+
+    Axes of one size each are looked for, so an image comes out square; None when no such size fits.
+    """
+    for dtype, shape, sizes in shapes:
+        if not sizes or not set(sizes) <= _SPATIAL_AXES:
+            continue
+        low, high, size = 0, 0, 8
+        while size <= _LARGEST_FITTED and high - low != 1:
+            specs = (TensorSpec(name=name, dtype=dtype, shape=shape, known_by=KnownBy.GUESS),)
+            own = {**dict.fromkeys(sizes, size), BATCH_AXIS: 1}
+            try:
+                runner.run(random_feeds(specs, own, np.random.default_rng(0), runner.domains))
+            except ModelFailed as error:
+                found = _MISFIT.search(str(error.args[0]))
+                # What does not even reach the layer is too small for the kernels before it.
+                if found is None or int(found[1]) * int(found[2]) < int(found[3]):
+                    low = size
+                else:
+                    high = size
+                size = (low + high) // 2 if high else size * 2
+                continue
+            return dtype, shape, dict.fromkeys(sizes, size)
+        return None
+    return None
+
+
+def _hints(runner: TorchRunner, names: Sequence[str]) -> tuple[dict[str, list[Hint]], bool]:
+    """Return hints by input, and whether they come from following that input through the graph."""
     import torch
 
     inner = runner.source.inner
@@ -94,11 +149,11 @@ def _hints(runner: TorchRunner, names: Sequence[str]) -> dict[str, list[Hint]]:
         by_argument = script_hints(module)
         if any(by_argument.values()):
             if set(names) <= set(by_argument):
-                return {name: by_argument[name] for name in names}
+                return {name: by_argument[name] for name in names}, True
             # A sidecar's own names stand for the arguments in their order.
-            return dict(zip(names, by_argument.values(), strict=False))
+            return dict(zip(names, by_argument.values(), strict=False)), True
     layers = module_hints(inner)
-    return {name: list(layers) for name in names}
+    return {name: list(layers) for name in names}, False
 
 
 def _shapes(hints: Sequence[Hint], *, big: bool, single: bool) -> Iterator[Shape]:

@@ -61,7 +61,7 @@ def export(context: StepContext, source: TorchSource, *, program: Any = None, no
     descriptor = context.request.descriptor
     assert descriptor is not None
     dropped = graph_interface.restore_inputs(model, descriptor.inputs)
-    graph_interface.restore_outputs(model, names)
+    graph_interface.place_outputs(model, names)
     graph_interface.name_axes(model, descriptor.inputs, descriptor.outputs)
     context.progress(0.7, "Saving and checking the ONNX model")
     file = onnx_file.save(model, context.out / onnx_file.OUTPUT_FOLDER)
@@ -182,13 +182,27 @@ def prove(context: StepContext, source: TorchSource, cases: Sequence[TraceCase],
                 raise ConversionFailed(
                     f"At {where}, output {name!r} of the exported graph is {got[name].shape}, "
                     f"the original's is {wanted.shape}: the exporter froze a size.",
-                    hint="The other exporter may keep it dynamic.",
+                    hint="Sizes read into Python numbers (int(x.shape[1]), len(x)) do that.",
                 )
             if not _near(got[name], wanted):
+                _check_repeatable(source, case, name)
                 raise ConversionFailed(
                     f"At {where}, output {name!r} of the exported graph is far from the original's.",
-                    hint="The exporter froze a decision that depends on the input; the other exporter may keep it.",
+                    hint="The exporter froze a decision that depends on the input, such as an if on a tensor's value.",
                 )
+
+
+def _check_repeatable(source: TorchSource, case: TraceCase, name: str) -> None:
+    """Raise ModelFailed when the original contradicts itself: then no conversion of it can be shown to be right."""
+    fresh = TraceCase(case.feeds)
+    first, second = _expected(source, fresh), _expected(source, fresh)
+    if first is not None and second is not None and not _near(first[name], second[name]):
+        raise ModelFailed(
+            f"The original answers the same input differently each time (output {name!r}), so no conversion of it can "
+            "be proven.",
+            hint="Dropout left on, random numbers, or state kept from call to call do that. Call model.eval() before "
+            "tracing or exporting, and save it again.",
+        )
 
 
 def _expected(source: TorchSource, case: TraceCase) -> arrays.Arrays | None:
@@ -232,7 +246,6 @@ def explain(error: Exception, options: TorchExportOptions) -> ConversionFailed:
     while link is not None:
         texts.append(str(link))
         link = link.__cause__ or link.__context__
-    other = "dynamo" if options.exporter == "torchscript" else "torchscript"
     for text in texts:
         if "not supported" not in text and "No ONNX function" not in text and "No decompositions" not in text:
             continue
@@ -243,12 +256,9 @@ def explain(error: Exception, options: TorchExportOptions) -> ConversionFailed:
             return ConversionFailed(
                 f"The operator {name} is not supported by the {options.exporter} ONNX exporter at opset "
                 f"{options.opset}.",
-                hint=f"Replace it in the model, or use the {other} exporter or a newer opset.",
+                hint="Replace it in the model by operators that ONNX has.",
                 operator=name,
             )
     # The first cause tells more than the wrapper's advice on how to report a bug.
     reason = next((text for text in reversed(texts) if text.strip()), type(error).__name__)
-    return ConversionFailed(
-        f"The {options.exporter} exporter failed: {first_line(RuntimeError(reason))}.",
-        hint=f"The {other} exporter may succeed.",
-    )
+    return ConversionFailed(f"The {options.exporter} exporter failed: {first_line(RuntimeError(reason))}.")

@@ -38,7 +38,7 @@ def script_hints(module: Any) -> dict[str, list[Hint]]:
 
 
 def module_hints(module: Any) -> list[Hint]:
-    """Return hints of a plain module's layers in the order they are registered, each kind once."""
+    """Return hints of a plain module's layers in the order they are registered, equal ones once."""
     import torch
 
     hints: list[Hint] = []
@@ -53,7 +53,7 @@ def module_hints(module: Any) -> list[Hint]:
             hint = Hint("embedding", layer.num_embeddings)
         elif isinstance(layer, torch.nn.RNNBase):
             hint = Hint("rnn", layer.input_size, batch_first=bool(layer.batch_first))
-        if hint is not None and hint.kind not in [known.kind for known in hints]:
+        if hint is not None and hint not in hints:
             hints.append(hint)
     return hints
 
@@ -61,12 +61,13 @@ def module_hints(module: Any) -> list[Hint]:
 def scripted(module: Any) -> Any | None:
     """Return a plain module as a ScriptModule for its graph's sake, or None when it cannot be scripted."""
     import torch
+    from torch.jit.frontend import FrontendError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.jit.script(module)
-    except RAISED_BY_MODELS:
+    except (FrontendError, *RAISED_BY_MODELS):  # type: ignore[misc]
         return None
 
 

@@ -133,10 +133,13 @@ def name_outputs(flat: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict
     return dict(zip(names, flat.values(), strict=False))
 
 
-def flat_module(inner: Any, call: Call, output_names: Sequence[str]) -> torch.nn.Module:
+def flat_module(
+    inner: Any, call: Call, output_names: Sequence[str], input_names: Sequence[str] = ()
+) -> torch.nn.Module:
     """Return ``inner`` as a module whose forward takes tensors and returns a tuple of tensors.
 
-    Its ``named(*tensors)`` returns the same as a dict by output name. Aliased outputs are kept apart.
+    Its ``named(*tensors)`` returns the same as a dict by output name. Aliased outputs are kept apart. An output that
+    the model calls as one of ``input_names`` gets ``_output`` behind its name, because a graph has each name once.
     """
     import torch
 
@@ -151,7 +154,9 @@ def flat_module(inner: Any, call: Call, output_names: Sequence[str]) -> torch.nn
             return self
 
         def named(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-            outputs = name_outputs(flatten(call(self.inner, tensors)), output_names)
+            flat = flatten(call(self.inner, tensors))
+            flat = {f"{name}_output" if name in input_names else name: value for name, value in flat.items()}
+            outputs = name_outputs(flat, output_names)
             if not outputs:
                 raise ModelFailed(
                     "The model returns no tensor.", hint="Its forward must return tensors, or a dict or tuple of them."
@@ -207,9 +212,31 @@ def _load_torchscript(path: Path, descriptor: ModelDescriptor) -> TorchSource:
                 f"The model's forward takes {argument.name!r} of type {kind}; only tensors can be served.",
                 hint="Wrap the model in a module whose forward takes tensors, and script that.",
             )
+    _check_quantized(module)
+    notes = _widened(module)
     inputs = inputs or tuple(arguments)
     call = keyword_call(arguments, inputs, "the model's forward")
-    return TorchSource(flat_module(module, call, outputs), inputs, outputs, inner=module)
+    return TorchSource(flat_module(module, call, outputs, inputs), inputs, outputs, notes=notes, inner=module)
+
+
+def _check_quantized(module: Any) -> None:
+    """Raise Unsupported for a model quantised dynamically: its packed weights have no way to ONNX."""
+    graph = module.inlined_graph
+    if list(graph.findAllNodes("quantized::linear_dynamic")):
+        raise Unsupported(
+            "This TorchScript model is quantised already (quantized::linear_dynamic), which no ONNX exporter takes.",
+            hint="Drop the float model it was made from, with 'target: {precisions: [fp32, int8]}' in the sidecar.",
+        )
+
+
+def _widened(module: torch.nn.Module) -> tuple[str, ...]:
+    """Turn bfloat16 weights into float32, which represents them exactly; return a note when there are some."""
+    import torch
+
+    if not any(tensor.dtype is torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
+        return ()
+    module.float()
+    return ("The weights are stored as bfloat16 and run as float32 on the CPU.",)
 
 
 def _load_exported_program(path: Path, descriptor: ModelDescriptor) -> TorchSource:
@@ -230,6 +257,11 @@ def _load_exported_program(path: Path, descriptor: ModelDescriptor) -> TorchSour
     spec = program.call_spec.in_spec
     inputs, outputs = _names(descriptor)
     inputs = inputs or arguments
+    if any(str(tensor.dtype) == "torch.bfloat16" for tensor in (*program.parameters(), *program.buffers())):
+        raise Unsupported(
+            "This ExportedProgram computes in bfloat16, which ONNX Runtime has no CPU kernels for.",
+            hint="Export it again in float32: torch.export.export(model.float(), ...).",
+        )
     if len(inputs) != len(arguments):
         raise ModelFailed(
             f"{len(inputs)} inputs are named ({', '.join(inputs)}), but the program takes {', '.join(arguments)}.",
@@ -243,7 +275,7 @@ def _load_exported_program(path: Path, descriptor: ModelDescriptor) -> TorchSour
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         return inner(*args, **kwargs)
 
-    return TorchSource(flat_module(module, call, outputs), inputs, outputs, inner=program)
+    return TorchSource(flat_module(module, call, outputs, inputs), inputs, outputs, inner=program)
 
 
 def need_class() -> NeedsInput:

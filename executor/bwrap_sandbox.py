@@ -111,6 +111,9 @@ class BwrapSandbox:
             elif place.is_dir():
                 yield from ("--ro-bind", str(place), str(place))
         yield from ("--proc", "/proc", "--dev", "/dev")
+        # Without root, process 1 has the uid of the model and none of its limits: whoever writes into its memory
+        # becomes it.
+        yield from ("--perms", "0555", "--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
         yield from ("--perms", "1777", "--size", str(min(_SHM_BYTES, tmp_bytes)), "--tmpfs", "/dev/shm")
         yield from ("--remount-ro", "/dev")
         binds = [("--ro-bind-try", shown, shown) for shown in _SYSTEM]

@@ -17,8 +17,8 @@ from schemas.catalog import entry, parse_options
 from schemas.errors import (
     Cancelled,
     InvalidDocument,
-    ModeliumError,
     ModelFailed,
+    ModeliumError,
     NotFound,
     SandboxCrashed,
     ToolchainMissing,

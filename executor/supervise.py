@@ -29,6 +29,8 @@ _GRACE_S = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
 _adopters, _adopters_lock = 0, threading.Lock()
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_RESERVE_BYTES = 256 << 20
+"""Without a control group some memory belongs to no process (in flight, System V): it shows here, and ends with it."""
 
 
 class Pipes:
@@ -239,9 +241,18 @@ class _Running:
     def _sample(self) -> ModeliumError | None:
         used = self._cgroup.memory_bytes()
         if used is None:
-            used = sum(_resident_bytes(pid) for pid in self._pids())
+            pids = list(self._pids())
+            used = sum(_resident_bytes(pid) for pid in pids)
             if used > self._limits.memory_bytes:  # counts shared pages once a process: look closer, which costs more
-                used = sum(_proportional_bytes(pid) for pid in self._pids())
+                used = sum(_proportional_bytes(pid) for pid in pids)
+            used += _unmapped_bytes(pids)
+            if _available_bytes() < _RESERVE_BYTES:
+                return LimitExceeded(
+                    f"The machine had less than {_RESERVE_BYTES >> 20} MiB of memory left while this step ran.",
+                    hint="Free some memory, or run fewer steps at once (MODELIUM_WORKERS).",
+                    limit=self._limits.memory_bytes,
+                    actual=used,
+                )
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
         # One process killed for want of memory spoils the step, whatever the others still wait for.
         if used > self._limits.memory_bytes or self._cgroup.oom_kills():
@@ -327,6 +338,28 @@ def _proportional_bytes(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return _resident_bytes(pid)
+
+
+def _unmapped_bytes(pids: Sequence[int]) -> int:
+    """Return what is in memory files (memfd) and can't be among the pages that these processes have mapped."""
+    files: dict[int, int] = {}
+    shared = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(descriptor.readlink()).startswith("/memfd:"):
+                        status = descriptor.stat()
+                        files[status.st_ino] = status.st_blocks * 512
+            shared += int(Path(f"/proc/{pid}/statm").read_text().split()[2]) * _PAGE_BYTES
+    return max(0, sum(files.values()) - shared) if files else 0
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return _RESERVE_BYTES
 
 
 def _is_ready(pidfd: int, timeout_s: float) -> bool:

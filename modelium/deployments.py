@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from modelium import db, machine_lease
+from modelium import db, jobs, machine_lease
 from modelium.context import Context
 from schemas.deployment import Deployment, DeploymentState, EntrySpec
 from schemas.descriptor import ModelDescriptor
@@ -96,6 +96,10 @@ def rollback(context: Context, name: str, version: int | None = None) -> Deploym
         if wanted == active:
             raise Conflict(f"Version {wanted} of {name} is the active one.", hint="Nothing to do.")
         deployer.rollback(name, wanted, context.home.repository, context.home.archive)
+        descriptor = jobs.load_document(context.database, known[wanted].job_id, "descriptor")
+        if descriptor is not None:
+            again = known[wanted]
+            _write_manifest(context, again.spec, again.model_sha256, ModelDescriptor.model_validate(descriptor))
         with context.database.write() as connection:
             _set_active(context, connection, name, wanted)
         return known[wanted].model_copy(update={"state": DeploymentState.ACTIVE})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from sqlalchemy import select
 
-from modelium import db, step_runs
+from modelium import db, machine_lease, step_runs
 from modelium.context import Context
 from schemas.deployment import Deployment, DeploymentState
 from schemas.job import ENDS, JobState
@@ -25,8 +28,24 @@ def collect(context: Context, *, older_than_days: float, dry_run: bool = False) 
     """Remove step outputs of jobs that ended long enough ago.
 
     Kept always: every dropped model and sidecar, every model of a deployment that is active or can be rolled back to,
-    and whatever a job that has not ended may still need.
+    and whatever a job that has not ended may still need. Waits until no step runs.
     """
+    with machine_lease.hold(exclusive=True), machine_lease.locked(_lock(context)):
+        return _collect(context, older_than_days, dry_run)
+
+
+@contextmanager
+def kept(context: Context) -> Iterator[None]:
+    """Keep the collector away while something is stored, or found stored, and not recorded as needed yet."""
+    with machine_lease.locked(_lock(context), exclusive=False):
+        yield
+
+
+def _lock(context: Context) -> Path:
+    return context.home.runtime / "store.lock"
+
+
+def _collect(context: Context, older_than_days: float, dry_run: bool) -> Collected:
     needed: set[str] = set()
     horizon = db.now() - timedelta(days=older_than_days)
     with context.database.read() as connection:

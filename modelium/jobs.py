@@ -127,6 +127,20 @@ def release(database: db.Database, claimed: Claim) -> None:
         _send(connection, claimed.job.id, claimed.stage)
 
 
+def forgive(database: db.Database, owner: str) -> int:
+    """Free what workers of ours held when we stopped them ourselves; that is no death that counts.
+
+    Args:
+        owner: The beginning of their lease's owner.
+    """
+    with database.write() as connection:
+        return connection.execute(
+            update(db.jobs)
+            .where(db.jobs.c.lease_owner.startswith(owner, autoescape=True), db.jobs.c.state.not_in(_ENDS))
+            .values(lease_owner=None, lease_until=None, deliveries=db.jobs.c.deliveries - 1)
+        ).rowcount
+
+
 def finish(
     database: db.Database,
     claimed: Claim,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelium import arrivals, jobs
+from modelium import arrivals, garbage, jobs
 from modelium.context import Context
 from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
@@ -33,17 +33,18 @@ def submit(context: Context, arrival: Arrival, *, source: str) -> arrivals.Arriv
 
     home = context.home
     check_room(arrival.size_bytes, home.artifacts, home.workspaces, home.repository)
-    received = receive(arrival, context.store, source=source)
-    arrived = arrivals.record(
-        context.database,
-        received.event,
-        received.artifact,
-        label=received.name,
-        target=(received.sidecar.target if received.sidecar else None) or TargetProfile(),
-        sidecar=received.sidecar,
-        sidecar_artifact=received.sidecar_artifact,
-        error=received.error,
-    )
+    with garbage.kept(context):
+        received = receive(arrival, context.store, source=source)
+        arrived = arrivals.record(
+            context.database,
+            received.event,
+            received.artifact,
+            label=received.name,
+            target=(received.sidecar.target if received.sidecar else None) or TargetProfile(),
+            sidecar=received.sidecar,
+            sidecar_artifact=received.sidecar_artifact,
+            error=received.error,
+        )
     job = jobs.find(context.database, arrived.job_id)
     log.info("%s %s", "received" if arrived.new else "known already:", arrival.uri, extra={"job": job.id})
     if arrived.new and job.state in ENDS:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
-from modelium import broker, jobs, outbox
+import psutil
+
+from modelium import broker, jobs, outbox, tasks
 from modelium.context import Context
 from modelium.settings import adopt
 from modelium.submit import submit
@@ -146,6 +148,7 @@ class Supervisor:
         self._stop.set()
 
     def _end(self) -> None:
+        family = [child.pid for child in psutil.Process().children(recursive=True)]
         for process in self._workers.values():
             if process.poll() is None:
                 # SIGQUIT is Celery's cold shutdown: a stage in progress is released and taken up at the next start.
@@ -157,6 +160,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for pid in family:
+            jobs.forgive(self.context.database, tasks.owner_of(pid))
         if self._broker is not None:
             self._broker.terminate()
             self._broker.wait(timeout=STOP_S)

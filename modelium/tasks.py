@@ -34,13 +34,18 @@ def stage_function(stage: str) -> Stage:
     return functions[stage]
 
 
+def owner_of(pid: int) -> str:
+    """Return how the lease owners of one process of this machine begin."""
+    return f"{socket.gethostname()[:20]}-{pid}-"
+
+
 def run_stage(context: Context, job_id: str, stage: str) -> JobState | None:
     """Run one stage of one job if it can be claimed; return the state it led to, None when there was nothing to do.
 
     Idempotent: a message that comes twice, or late, finds nothing to claim.
     """
     settings = context.settings
-    owner = f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid4().hex[:8]}"
+    owner = f"{owner_of(os.getpid())}{uuid4().hex[:8]}"
     claimed = jobs.claim(context.database, job_id, stage, owner, settings.lease_s)
     if claimed is None:
         return None

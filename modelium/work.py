@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from modelium import db, jobs, machine_lease, step_cache, step_runs
+from modelium import db, garbage, jobs, machine_lease, step_cache, step_runs
 from modelium.context import Context
 from schemas import catalog
 from schemas.descriptor import ModelDescriptor
@@ -131,32 +131,28 @@ class Work:
         paths = {name: context.store.path(sha256) for name, sha256 in inputs.items()}
         spec = StepSpec(request=request, inputs=paths, toolchain=tools, limits=bounds)
         # One at a time for a key: of two equal drops the second waits here and then finds the first one's outputs.
-        with machine_lease.locked(context.home.runtime / f"step-{key[:32]}.lock", should_stop=self.stopping.is_set):
-            if reuse and (found := self._reusable(key)) is not None:
-                run = found.model_copy(
-                    update={
-                        "id": run.id,
-                        "job_id": run.job_id,
-                        "attempt": run.attempt,
-                        "contender": contender,
-                        "cached_from": found.cached_from or found.id,
-                        "started_at": run.started_at,
-                        "ended_at": db.now(),
-                    }
-                )
-                step_runs.save(context.database, run)
-                log.info("step %s reused", kind, extra={"job": job.id, "step": run.id})
-                return run
+        # Keys share 4096 lock files, so that a home's runtime folder does not grow.
+        with machine_lease.locked(context.home.runtime / f"step-{key[:3]}.lock", should_stop=self.stopping.is_set):
+            if reuse and (reused := self._reuse(key, run)) is not None:
+                return reused
             with machine_lease.hold(exclusive=exclusive, should_stop=self.stopping.is_set):
                 self.check()
                 step_runs.save(context.database, run)
                 return self._execute(spec, run)
 
-    def _reusable(self, key: str) -> StepRun | None:
-        found = step_cache.find(self.context.database, key)
-        if found is not None and all(self.context.store.has(sha256) for sha256 in found.outputs.values()):
-            return found
-        return None
+    def _reuse(self, key: str, run: StepRun) -> StepRun | None:
+        """Record and return ``run`` with the outputs of an earlier one, if its outputs are all stored still."""
+        with garbage.kept(self.context):
+            found = step_cache.find(self.context.database, key)
+            if found is None or not all(self.context.store.has(sha256) for sha256 in found.outputs.values()):
+                return None
+            own = {name: getattr(run, name) for name in ("id", "job_id", "attempt", "contender", "started_at")}
+            run = found.model_copy(
+                update={**own, "cached_from": found.cached_from or found.id, "ended_at": db.now()},
+            )
+            step_runs.save(self.context.database, run)
+        log.info("step %s reused", run.kind, extra={"job": run.job_id, "step": run.id})
+        return run
 
     def _execute(self, spec: StepSpec, run: StepRun) -> StepRun:
         import executor

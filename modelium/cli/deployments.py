@@ -18,6 +18,11 @@ def command(ctx: click.Context, all_: bool, as_json: bool) -> int:
 
     context = open_context(ctx)
     listed = [d for d in deployments.everything(context) if all_ or d.state is DeploymentState.ACTIVE]
+    if context.settings.triton_url:
+        from deployer.health import check
+
+        url = context.settings.triton_url
+        listed = [d.model_copy(update={"health": check(url, d.name, d.version)}) for d in listed]
     if as_json:
         print_json({"deployments": listed})
     else:

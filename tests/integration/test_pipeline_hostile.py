@@ -274,7 +274,7 @@ class Net(torch.nn.Module):
 EXPLORE = """
 def attack():
     reached = []
-    for path in ("/etc/shadow", "/etc/hostname", "{secret}", "{private}", "/home", "/run", "/var/log",
+    for path in ("/etc/shadow", "/etc/hostname", "{secret}", "{private}", "/run", "/var/log",
                  "/proc/1/environ", "/proc/1/root/etc/shadow", "/sys/fs/cgroup"):
         try:
             os.listdir(path) if os.path.isdir(path) else os.close(os.open(path, os.O_RDONLY))
@@ -364,7 +364,7 @@ def attack():
         with open("/work/out/%d" % number, "wb") as file:
             file.write(bytes(8 << 20))
 """,
-        "failed", "limit_exceeded", "room",
+        "failed", "limit_exceeded", "allowed",
     ),
 }  # fmt: skip
 

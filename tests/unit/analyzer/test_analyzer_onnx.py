@@ -148,3 +148,40 @@ def test_script_in_names_is_kept_as_text_of_one_line(tmp_path, graph_model, acce
 
     producer = accepted(tmp_path / "m.onnx").producer
     assert producer == "<script>alert(1)</script> x y 1"
+
+
+def test_an_input_without_a_shape_is_refused_by_name(tmp_path, graph_model, refused):
+    model = graph_model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    assert "declares no shape" in refused(tmp_path / "m.onnx", "model_failed").message
+
+
+def test_a_file_newer_than_the_server_loads_is_noted(tmp_path, graph_model, accepted):
+    model = graph_model()
+    model.ir_version = 12
+    onnx.save(model, str(tmp_path / "m.onnx"))
+
+    descriptor = accepted(tmp_path / "m.onnx")
+    assert descriptor.framework_version == "IR 12"
+    assert any("IR version 12 (up to 10)" in note for note in descriptor.notes)
+
+
+def test_bytes_in_matrix_products_are_counted_apart_from_convolutions(tmp_path, accepted):
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "k"], ["c"]), helper.make_node("MatMul", ["c", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8, 4, 2])],
+        [
+            numpy_helper.from_array(np.zeros((8, 3, 1, 1), np.float32), "k"),
+            numpy_helper.from_array(np.zeros((4, 2), np.float32), "w"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+
+    descriptor = accepted(tmp_path / "m.onnx")
+    assert (descriptor.matrix_bytes, descriptor.parameter_bytes) == (32, 128)

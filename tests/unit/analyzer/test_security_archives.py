@@ -239,6 +239,42 @@ def test_a_size_that_lies_is_danger(tmp_path: Path) -> None:
     assert "zip-mismatch" in codes(scanned(tmp_path, data))
 
 
+@pytest.mark.parametrize("far", [1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("field", ["member", "directory"])
+def test_an_offset_beyond_any_file_is_danger_and_not_followed(tmp_path: Path, field: str, far: int) -> None:
+    name, data = b"archive/data.pkl", GOOD
+    extra = struct.pack("<HHQ", 1, 8, far if field == "member" else 0)
+    local = LOCAL + struct.pack("<5H3I2H", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), 0)
+    central = CENTRAL + struct.pack(
+        "<6H3I5H2I", 20, 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), len(extra), 0, 0, 0, 0,
+        0xFFFFFFFF,
+    ) + name + extra  # fmt: skip
+    at = len(local) + len(name) + len(data)
+    start = far if field == "directory" else at
+    end64 = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, len(central), start)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, at + len(central), 1)
+    end = END + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    whole = local + name + data + central + end64 + locator + end
+    assert codes(scanned(tmp_path, whole)) >= {"zip-mismatch"}
+    assert codes(scanned(tmp_path, gzip.compress(whole))) >= {"zip-mismatch"}
+
+
+@pytest.mark.parametrize(
+    "source", ["torch.from_file(x, True)", "ops.aten.save(x, y)", "torch . save (x, y)", "ops.image.read_file(x)"]
+)
+def test_torchscript_that_reaches_files_is_danger(tmp_path: Path, source: str) -> None:
+    members = {
+        "archive/data.pkl": GOOD,
+        "archive/constants.pkl": GOOD,
+        "archive/code/__torch__.py": f"class Net(Module):\n  def forward(self):\n    return {source}\n".encode(),
+    }
+    assert codes(scanned(tmp_path, zipped(members))) == {"torchscript-files"}
+    members["archive/code/__torch__.py"] = (
+        b"class Net(Module):\n  def forward(self, save):\n    return torch.relu(save)"
+    )
+    assert codes(scanned(tmp_path, zipped(members))) == set()
+
+
 def test_torchscript_classes_are_allowed_only_in_a_torchscript_archive(tmp_path: Path) -> None:
     pickled = b"\x80\x02c__torch__\nNet\n)\x81."
     assert codes(scanned(tmp_path, torch_zip(pickled)), U) == {"pickle-global"}

@@ -183,3 +183,39 @@ def test_a_folder_with_two_models_and_no_entry_asks_for_one(tmp_path):
         write(network(), tmp_path / name)
     with pytest.raises(ModelFailed, match=r"2 ONNX files \(a.onnx, b.onnx\)"):
         onnx_file.find(tmp_path)
+
+
+def test_weights_that_old_files_list_as_inputs_are_folded_like_others(tmp_path, make_context, run_onnx):
+    model = network(opset=8)
+    model.ir_version = 3
+    for name, shape in (("w0", [8, 8]), ("b0", [8])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    context = make_context("onnx_optimize", write(model, tmp_path / "old.onnx"), Format.ONNX)
+    report = onnx_optimize.convert(context).report
+    assert [spec.name for spec in report.inputs] == ["extra", "x"]
+    x = feeds(3)
+    assert np.allclose(run_onnx(context, x)["y"], reference(network(), x)["y"], atol=1e-5)
+
+
+def test_an_output_without_a_declared_type_gets_the_one_of_its_operator(tmp_path, make_context):
+    model = network()
+    model.graph.output[0].ClearField("type")
+    context = make_context("onnx_optimize", write(model, tmp_path / "bare.onnx"), Format.ONNX)
+    assert onnx_optimize.convert(context).report.outputs[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[ONNXRuntimeError] : 1 : FAIL : Load model from /work/in/model failed:Fatal error: x is not a function",
+         "Fatal error: x is not a function"),
+        ("[ONNXRuntimeError] : 1 : FAIL : Load model from /a/b.onnx failed:/onnxruntime_src/core/model.cc:256 "
+         "onnxruntime::Model::Model(onnx::ModelProto&&, const f(int)&) Unsupported model IR version: 14, max 13\n",
+         "Unsupported model IR version: 14, max 13"),
+        ("[ONNXRuntimeError] : 6 : X : Exception during initialization: /onnxruntime_src/a/n.cc:235 "
+         "onnxruntime::Locale::Locale(const std::string&)::<lambda()> Failed to construct locale with name:en_US",
+         "Exception during initialization: Failed to construct locale with name:en_US"),
+    ],
+)  # fmt: skip
+def test_a_reason_of_onnxruntime_is_told_without_paths_and_source_lines(said, told):
+    assert onnx_file.reason(RuntimeError(said)) == told

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.cgroup import Cgroup
 from executor.cgroup import sweep as sweep_groups
 from executor.sandbox import Observers
 from executor.workspace import remove_tree, sweep
@@ -32,8 +33,7 @@ def test_host_files_and_homes_are_not_there(box, tmp_path):
         code(f"""
         import os
         for path in ("/etc/shadow", "/etc/hostname", {str(secret)!r}, {str(Path.home() / ".bashrc")!r},
-                     "/proc/1/root/etc/shadow", "/run",
-                     "/var", "/home", "/sys/fs", "/boot", "/proc/kcore"):
+                     "/proc/1/root/etc/shadow", "/run", "/var", "/sys/fs", "/boot", "/proc/kcore"):
             try:
                 if os.path.isdir(path):
                     os.listdir(path)
@@ -51,8 +51,10 @@ def test_host_files_and_homes_are_not_there(box, tmp_path):
 def test_only_the_interpreter_and_the_four_packages_are_shown(box):
     seen = box("import os; print(sorted(os.listdir('/opt/modelium')), sorted(os.listdir('/')))")
     assert seen.log.startswith("['analyzer', 'converters', 'executor', 'schemas'] [")
-    for absent in ("home", "var", "run", "srv", "boot"):
+    for absent in ("var", "run", "srv", "boot"):
         assert f"'{absent}'" not in seen.log
+    # Of a home only the way to the interpreter is seen, when that lies in one.
+    assert box(f"import os; print(os.path.exists({str(Path.home() / '.bashrc')!r}))").log == "False\n"
     checkout = Path(__file__).parents[3]
     assert "False" in box(f"import os; print(os.path.exists({str(checkout / '.git')!r}))").log
 
@@ -304,6 +306,63 @@ def test_memory_shared_out_to_many_children_is_the_same_limit(box):
     assert seen.wall_s < 15
 
 
+@pytest.fixture
+def no_cgroup(monkeypatch):
+    """As on a machine where this user may make no control group."""
+    monkeypatch.setattr("executor.bwrap_sandbox.Cgroup.create", lambda limits: Cgroup("", {}))
+
+
+def test_without_a_control_group_a_memory_bomb_in_many_processes_is_a_limit(box, no_cgroup):
+    seen = box(
+        code("""
+        import os, time
+        for _ in range(5):
+            if os.fork() == 0:
+                held = b"x" * (100 << 20)
+                time.sleep(30)
+        time.sleep(30)
+        """)
+    )
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.memory_bytes
+
+
+def test_without_a_control_group_memory_files_that_nobody_maps_count(box, no_cgroup):
+    seen = box(
+        code("""
+        import os, time
+        held = []
+        for number in range(40):
+            held.append(os.memfd_create(str(number)))
+            os.write(held[-1], bytes(15 << 20))
+        time.sleep(30)
+        """)
+    )
+    assert isinstance(seen.error, LimitExceeded) and seen.wall_s < 10
+
+
+def test_without_a_control_group_a_machine_short_of_memory_ends_the_step(box, no_cgroup, monkeypatch):
+    monkeypatch.setattr("executor.supervise._RESERVE_BYTES", 1 << 60)
+    seen = box("import time; time.sleep(30)")
+    assert isinstance(seen.error, LimitExceeded) and "memory left" in str(seen.error)
+
+
+def test_without_a_control_group_a_fork_bomb_stops_at_the_limit_of_processes(box, no_cgroup):
+    seen = box(
+        code("""
+        import os, time
+        children = 0
+        try:
+            while children < 500:
+                if os.fork() == 0:
+                    time.sleep(30)
+                children += 1
+        except OSError:
+            print(children)
+        """)
+    )
+    assert 0 < int(seen.log) <= box.limits.processes
+
+
 def test_filling_the_temporary_file_systems_takes_no_more_than_their_size(box):
     seen = box(
         code("""
@@ -488,6 +547,18 @@ def test_process_one_is_out_of_its_reach(box):
     assert seen.log in ("no\n", "")
 
 
+def test_process_one_shows_nothing_of_itself(box):
+    seen = box(
+        code("""
+        import os
+        print(os.listdir("/proc/1"))
+        for name in ("mem", "environ", "maps", "task/1/mem", "fd", "root"):
+            print(os.path.exists("/proc/1/" + name))
+        """)
+    )
+    assert seen.log.split() == ["[]", *["False"] * 6]
+
+
 def test_usage_is_counted_by_the_host(box):
     seen = box(
         code("""
@@ -535,7 +606,8 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
             from executor.workspace import Workspace
             from schemas.step_run import Limits
             folder = Workspace(Path({str(tmp_path)!r}) / "workspaces")
-            argv = (sys.executable, "-I", "-S", "-u", "-c", "import os, time; os.fork(); print('up'); time.sleep(60)")
+            inside = "import os, time; os.fork() or os.write(1, bytes([117, 112, 10])); time.sleep(60)"
+            argv = (sys.executable, "-I", "-S", "-u", "-c", inside)
             command = Command(argv, folder.path, Path(sys.executable), Limits(), {{}}, {{"MARK": {box.mark!r}}})
             find_sandbox().execute(command, Observers(on_log=lambda text: print(text, flush=True)))
             """),

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from executor import StepSpec, find_sandbox, run
+from executor.run import _outcome
+from executor.sandbox import Ending
 from executor.toolchain import Toolchain, missing, versions
 from executor.unisolated_sandbox import UnisolatedSandbox
 from schemas.errors import Cancelled, InvalidDocument, NotFound, SandboxUnavailable, ToolchainMissing
+from schemas.sidecar import ModuleSource, Sidecar
 from schemas.step_io import StepRequest
 from schemas.step_run import Limits
 
@@ -74,6 +77,30 @@ def test_a_broken_model_is_a_result_and_not_an_exception(workspaces, sandbox, tm
     broken.write_bytes(b"\x08\x07not a model")
     with run(optimize(broken), workspaces=workspaces, sandbox=sandbox) as output:
         assert not output.result.ok and output.result.error is not None and output.outputs == {}
+
+
+OWN_CODE = Sidecar(module=ModuleSource(file="net.py", class_name="Net"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sidecar", "exit_code", "error", "said"),
+    [
+        ("probe", None, 139, "model_failed", "SIGSEGV"),
+        ("onnx_optimize", None, 134, "model_failed", "SIGABRT"),
+        ("analyze", OWN_CODE, 139, "sandbox_crashed", "SIGSEGV"),
+        ("probe", OWN_CODE, 137, "sandbox_crashed", "SIGKILL"),
+        ("probe", OWN_CODE, 3, "model_failed", "own code ended with status 3"),
+        ("probe", None, 3, "sandbox_crashed", "status 3"),
+        ("probe", OWN_CODE, 0, "model_failed", "wrote no result"),
+        ("probe", None, 0, "sandbox_crashed", "wrote no result"),
+    ],
+)
+def test_who_ended_a_step_is_told_by_what_it_runs(kind, sidecar, exit_code, error, said, tmp_path):
+    request = StepRequest(kind=kind, sidecar=sidecar)
+    ending = Ending(exit_code, None, "the last line\n", 1.0, None, None)
+    result, outputs = _outcome(request, Limits(), tmp_path, ending)
+    assert result.error is not None and (result.error.code, outputs) == (error, {})
+    assert said in result.error.message and "\n" not in result.error.message
 
 
 @pytest.mark.sandbox

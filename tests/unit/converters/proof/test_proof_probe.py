@@ -267,5 +267,5 @@ def test_an_estimator_that_was_never_fitted_is_refused(tell, tmp_path):
     from sklearn.linear_model import Ridge
 
     joblib.dump(Ridge(), tmp_path / "m")
-    with pytest.raises(ModelFailed, match="does not say how many columns"):
+    with pytest.raises(ModelFailed, match="Ridge in this file is not fitted"):
         tell(tmp_path / "m", Format.SKLEARN).probe()
