@@ -40,7 +40,7 @@ def running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A ``modelium up`` on ``home``."""
     up = subprocess.Popen([MODELIUM, "--home", home, "up", "--json"], env=os.environ | QUICK, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: shown(home, "status")["up"], 30)
+        wait_for(lambda: shown(home, "status")["up"], 90)
         yield up
     finally:
         up.terminate()
@@ -105,17 +105,17 @@ def test_a_worker_killed_in_mid_conversion_leaves_the_job_done_once(tmp_path: Pa
     home = tmp_path / "home"
     with running(home) as up:
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 60)
+        wait_for(lambda: job_states(home) == ["executing"], 180)
         name = shown(home, "jobs")["jobs"][0]["id"]
-        wait_for(lambda: any(s["kind"] == "reference" for s in shown(home, "logs", name)["steps"]), 30)
+        wait_for(lambda: any(s["kind"] == "reference" for s in shown(home, "logs", name)["steps"]), 90)
         workers = [p for p in psutil.Process(up.pid).children() if "general@modelium" in " ".join(p.cmdline())]
         assert len(workers) == 1
         family = descendants(workers[0].pid)
         for process in family:
             if process.is_running():
                 process.send_signal(signal.SIGKILL)
-        wait_for(lambda: gone(family), 10)
-        wait_for(lambda: ended(home), 120)
+        wait_for(lambda: gone(family), 60)
+        wait_for(lambda: ended(home), 300)
         account = shown(home, "show", name)
     assert account["state"] == "deployed", account["reason"]
     assert account["job"]["attempt"] == 1
@@ -129,14 +129,14 @@ def test_everything_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path,
     home = tmp_path / "home"
     with running(home) as up:
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 60)
+        wait_for(lambda: job_states(home) == ["executing"], 180)
         family = descendants(up.pid)
         assert len(family) >= 5
         up.kill()
-        wait_for(lambda: gone(family), 15)
+        wait_for(lambda: gone(family), 60)
         up.wait(timeout=10)
     with running(home):
-        wait_for(lambda: ended(home), 120)
+        wait_for(lambda: ended(home), 300)
     assert job_states(home) == ["deployed"]
 
 
@@ -145,7 +145,7 @@ def test_two_equal_drops_make_two_jobs_and_one_conversion(tmp_path: Path, networ
     with running(home):
         for name in ("one.pt", "two.pt"):
             shutil.copy(network, home / "incoming" / name)
-        wait_for(lambda: ended(home, 2), 180)
+        wait_for(lambda: ended(home, 2), 400)
     assert job_states(home) == ["deployed", "deployed"]
     steps = [s for job in shown(home, "jobs")["jobs"] for s in shown(home, "logs", job["id"])["steps"]]
     for kind in ("analyze", "probe", "reference", "torchscript_onnx", "onnx_optimize"):
@@ -159,9 +159,9 @@ def test_a_job_is_cancelled_in_mid_stage(tmp_path: Path, network: Path) -> None:
     home = tmp_path / "home"
     with running(home):
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 60)
+        wait_for(lambda: job_states(home) == ["executing"], 180)
         modelium(home, "cancel", "net")
-        wait_for(lambda: ended(home), 30)
+        wait_for(lambda: ended(home), 90)
     assert job_states(home) == ["cancelled"]
     assert list((home / "workspaces").iterdir()) == []
 
@@ -259,10 +259,10 @@ def test_the_same_pipeline_runs_on_a_redis_and_a_postgresql_of_its_own(
     monkeypatch.setenv("MODELIUM_BROKER_URL", f"redis+socket://{socket}")
     home = tmp_path / "home"
     try:
-        wait_for(socket.exists, 10)
+        wait_for(socket.exists, 60)
         with running(home):
             write_onnx(home / "incoming" / "net.onnx", 0)
-            wait_for(lambda: ended(home), 120)
+            wait_for(lambda: ended(home), 300)
         assert job_states(home)[0] in DONE
         assert not (home / "modelium.db").exists() and not list((home / "broker").iterdir())
     finally:
