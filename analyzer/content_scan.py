@@ -316,9 +316,11 @@ class ContentScan:
         """Follow the pickles that stand one after another; chance bytes are told from pickles by what they do."""
         legacy_left = None
         for index in range(MAX_PICKLES):
-            head = stream.peek(4)
+            head = stream.peek(9)
             if not head:
                 return
+            # A safetensors header of 640 bytes begins as a pickle of protocol 2 does; what it does tells them apart.
+            counted = not index and head[4:9] == b"\0\0\0\0{"
             marked = head[:1] == b"\x80" and head[1:2] <= b"\x05"
             if not marked and head[0] not in _STARTS:
                 if index:
@@ -326,7 +328,7 @@ class ContentScan:
                 return
             named = name.lower().endswith(_PICKLE_SUFFIXES)
             # A file that is the whole artifact will be handed to a loader; a labels.txt in a folder will not.
-            certain = (marked and depth == 0) or named or legacy_left is not None
+            certain = (marked and depth == 0 and not counted) or named or legacy_left is not None
             before = stream.offset
             # Only the file itself is given to joblib; torch reads its own pickles, and members, without it.
             trace = PickleTrace(stream, self._budget, joblib=depth == 0 and legacy_left is None).run()

@@ -14,6 +14,7 @@ MAX_TEXT = 200
 MAX_NOTES = 50
 MAX_OPERATORS = 1000
 MAX_COUNT = (1 << 63) - 1
+_COUNTS = frozenset({"parameter_count", "parameter_bytes", "matrix_bytes", "memory_bytes", "flops"})
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
@@ -58,7 +59,7 @@ class Draft:
         for name, value in facts.items():
             if value is None or value == () or value == {} or value == "":
                 continue
-            if name in ("parameter_count", "parameter_bytes", "matrix_bytes", "memory_bytes", "flops") and value > MAX_COUNT:
+            if name in _COUNTS and value > MAX_COUNT:
                 continue
             self.facts[name] = clean(value) if isinstance(value, str) and name != "entry" else value
             self.known_by[name] = by

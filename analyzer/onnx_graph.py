@@ -232,9 +232,24 @@ def _signature(draft: Draft, graph: Any) -> None:
     inputs = [value for value in graph.input if value.name not in initialized]
     if not graph.output:
         raise ModelFailed("This ONNX file's graph has no outputs.", hint="Export the model again.")
+    if not inputs:
+        raise Unsupported(
+            "This ONNX file takes no inputs: it gives the same answer always, and Triton serves no such model.",
+            hint="Export it with its inputs.",
+        )
     for side, values in (("input", inputs), ("output", list(graph.output))):
+        names = [text(value.name) for value in values]
         for value in values:
             name = clean(text(value.name), 80)
+            if names.count(text(value.name)) > 1:
+                raise ModelFailed(
+                    f"This ONNX file declares the {side} {name!r} more than once.", hint="Export it again."
+                )
+            if 0 in (_dims(value) or ()):
+                raise Unsupported(
+                    f"The {side} {name!r} of this ONNX file has an axis of size 0; Triton serves axes of 1 and more.",
+                    hint=f"Export the model without that {side}, or with its real size.",
+                )
             kind = value.type.WhichOneof("value")
             if kind not in (None, "tensor_type"):
                 raise Unsupported(

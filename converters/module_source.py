@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.torch_source import Call, TorchSource, flat_module, keyword_call, need_class
 from schemas.descriptor import Format, ModelDescriptor
-from schemas.errors import ModelFailed, ModeliumError, Unsupported
+from schemas.errors import ModelFailed, ModeliumError, NeedsInput, Unsupported
 from schemas.sidecar import ModuleSource
 from schemas.step_io import StepContext
 
@@ -46,6 +46,12 @@ def load_module(context: StepContext, path: Path, descriptor: ModelDescriptor) -
     arguments, required = _tensor_arguments(module, source)
     inputs = tuple(spec.name for spec in descriptor.inputs) or tuple(item.name for item in sidecar.inputs) or required
     outputs = tuple(spec.name for spec in descriptor.outputs) or sidecar.outputs
+    if not inputs:
+        raise NeedsInput(
+            f"Which inputs does {source.class_name}.forward take? It names none that has no default.",
+            hint="Declare them in <filename>.modelium.yaml, in their order:\n"
+            "inputs:\n- {name: image, dtype: float32, shape: [batch, 3, 224, 224]}",
+        )
     call = keyword_call(arguments, inputs, f"{source.class_name}.forward") if arguments else _positional
     flat = flat_module(module, _guarded(call, source), outputs, inputs)
     return TorchSource(flat, inputs, outputs, notes=(*notes, *more), inner=module)
@@ -60,9 +66,9 @@ class _PersonsCode:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, (*RAISED_BY_MODELS, ModeliumError, MemoryError, SystemExit)):
-            return False
+            return
         raise ModelFailed(
             f"{self.what} raised {type(error).__name__}: {first_line(error)}.", hint="Mend the class's own code."
         ) from error

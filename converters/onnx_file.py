@@ -81,7 +81,8 @@ def load(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        _read_data_files(model, path.parent)
     except (DecodeError, onnx.checker.ValidationError, *RAISED_BY_MODELS) as error:
         raise ModelFailed(
             f"The ONNX file cannot be read: {first_line(error)}.", hint="Copy or export it again."
@@ -90,6 +91,32 @@ def load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise ModelFailed("The ONNX file holds no graph.", hint="Copy or export it again.")
     return model
+
+
+def _read_data_files(model: onnx.ModelProto, folder: Path) -> None:
+    """Bring the weights that lie in files beside the graph into ``model``.
+
+    onnx's own reader refuses files with several hard links, and every file of a stored folder has some. The analyzer
+    has refused locations outside the folder; here they are refused once more.
+    """
+    tensors = [tensor for graph in all_graphs(model) for tensor in graph.initializer]
+    tensors += [attribute.t for node in all_nodes(model) for attribute in node.attribute if attribute.HasField("t")]
+    root = folder.resolve()
+    for tensor in tensors:
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        facts = {entry.key: entry.value for entry in tensor.external_data}
+        file = (root / facts.get("location", "")).resolve()
+        if not file.is_relative_to(root) or not file.is_file():
+            raise ModelFailed(
+                f"The weights {tensor.name!r} lie in {facts.get('location')!r}, which is not in the model's folder.",
+                hint="Put all files of the model into one folder and drop that.",
+            )
+        with file.open("rb") as data:
+            data.seek(int(facts.get("offset", 0)))
+            tensor.raw_data = data.read(int(facts["length"])) if facts.get("length") else data.read()
+        tensor.ClearField("external_data")
+        tensor.data_location = tensor.DEFAULT
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -124,7 +151,7 @@ def lower_ir(model: onnx.ModelProto) -> None:
     """
     if model.ir_version <= SERVED_IR:
         return
-    graphs = [model.graph, *(body for node in all_nodes(model) for body in _bodies(node))]
+    graphs = all_graphs(model)
     tensors = [tensor for graph in graphs for tensor in graph.initializer]
     tensors += [attribute.t for node in all_nodes(model) for attribute in node.attribute if attribute.HasField("t")]
     values = [value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info)]
@@ -206,6 +233,11 @@ def all_nodes(model: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
     """Yield every node of the graph, its subgraphs and its local functions."""
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         yield from _walk(nodes)
+
+
+def all_graphs(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """Return the graph and its subgraphs."""
+    return [model.graph, *(body for node in all_nodes(model) for body in _bodies(node))]
 
 
 def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:

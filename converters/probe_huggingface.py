@@ -61,12 +61,12 @@ def _refused(runner: TorchRunner, guess: Guess, config: Mapping[str, Any]) -> Un
     except ModelFailed as error:
         why = str(error.args[0]).removeprefix("The original could not run: ").rstrip(".")
     hint = "Declare its inputs in modelium.yaml inside the folder, under 'inputs', with a samples file of real ones."
-    if config.get("is_encoder_decoder"):
+    architecture = next(iter(config.get("architectures") or ()), "This model")
+    if config.get("is_encoder_decoder") and architecture.endswith("Model"):
         hint = (
             "An encoder and a decoder together need the decoder's inputs. Drop the encoder alone: "
             "model.get_encoder().save_pretrained(FOLDER)."
         )
-    architecture = next(iter(config.get("architectures") or ()), "This model")
     return Unsupported(f"{architecture} does not run on {names} alone: {why}.", hint=hint)
 
 

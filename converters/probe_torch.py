@@ -54,7 +54,7 @@ def torch_guesses(runner: Runner) -> Iterator[Guess]:
     else:
         # Nobody knows which layer takes which input, so that each layer's likeliest shape is tried for each.
         layers = [next(_shapes([hint], big=big, single=True)) for hint in hints[names[0]]]
-        told = {name: layers[:_LAYERS_MIXED] for name in names}
+        told = dict.fromkeys(names, layers[:_LAYERS_MIXED])
     told = {name: [(_float(runner, dtype), *rest) for dtype, *rest in shapes] for name, shapes in told.items()}  # type: ignore[misc]
     together = _together({name: options for name, options in told.items() if options})
     if not together:

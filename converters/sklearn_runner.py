@@ -78,7 +78,25 @@ class SklearnRunner:
         if self.columns:
             return {column.name: column.domain for column in self.columns}
         domain = _matrix_domain(self.estimator)
+        domain = replace(domain, positive=domain.positive or self._needs_positive(domain))
         return {MATRIX_INPUT: replace(domain, missing=self._takes_missing(domain))}
+
+    def _needs_positive(self, domain: Domain) -> bool:
+        """Whether usual values run only without those below zero, as before a logarithm."""
+        if domain.columns or not all(hasattr(step, "transform") for step in steps_of(self.estimator)[:1]):
+            return False
+        rows = np.random.default_rng(0).standard_normal((8, self.width))
+        if domain.centre is not None and domain.spread is not None:
+            rows = rows * domain.spread + domain.centre
+        try:
+            self._guarded(rows)
+        except ModelFailed:
+            try:
+                self._guarded(np.abs(rows) + 1e-3)
+            except ModelFailed:
+                return False
+            return True
+        return False
 
     def _takes_missing(self, domain: Domain) -> bool:
         """Whether a row of usual values with one missing runs: through imputers and trees, not through much else."""

@@ -25,13 +25,14 @@ def replayed(source: TorchSource, tensors: Sequence[torch.Tensor]) -> TorchSourc
     """
     import torch
 
-    module = source.inner
+    module: Any = source.inner
     if not isinstance(module, torch.jit.ScriptModule):
         return None
-    graph = module.inlined_graph
+    graph: Any = module.inlined_graph
     if any(True for kind in _CONTROL_FLOW for _ in graph.findAllNodes(kind)):
         return None
-    arguments = [argument.name for argument in list(module.forward.schema.arguments)[1:]]
+    forward: Any = module.forward
+    arguments = [argument.name for argument in list(forward.schema.arguments)[1:]]
     if len(arguments) != len(source.input_names):
         return None
     # By name where the names are the arguments', in whatever order; else by position.
@@ -73,11 +74,18 @@ def _plain_sizes(gm: Any, constants: Mapping[str, Any]) -> None:
             with gm.graph.inserting_before(node):
                 number = _number(gm, node.args[0], constants)
             if number is not None:
-                for user in list(node.users):
-                    user.args = torch.fx.map_arg(user.args, lambda each, old=node, new=number: new if each is old else each)
+                _replace(node, number)
                 gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()
+
+
+def _replace(node: torch.fx.Node, number: Any) -> None:
+    from torch.fx.node import map_arg
+
+    for user in list(node.users):
+        user.args = map_arg(user.args, lambda each: number if each is node else each)
+        user.kwargs = map_arg(user.kwargs, lambda each: number if each is node else each)
 
 
 def _number(gm: Any, value: Any, constants: Mapping[str, Any]) -> Any | None:
@@ -88,15 +96,16 @@ def _number(gm: Any, value: Any, constants: Mapping[str, Any]) -> Any | None:
     if not isinstance(value, torch.fx.Node):
         return value if isinstance(value, int) else None
     if value.op == "get_attr":
-        constant = constants.get(value.target, getattr(gm, str(value.target), None))
+        constant = constants.get(str(value.target), getattr(gm, str(value.target), None))
         whole = isinstance(constant, torch.Tensor) and not constant.dim() and not constant.is_floating_point()
-        return int(constant) if whole else None  # type: ignore[arg-type]
+        return int(constant) if whole else None
     if value.target in (aten.scalar_tensor, aten.scalar_tensor.default):
         return value.args[0]
     if value.target is aten._to_copy.default:
         return _number(gm, value.args[0], constants)
-    operation = {aten.mul.Tensor: operator.mul, aten.add.Tensor: operator.add, aten.sub.Tensor: operator.sub}.get(
-        value.target
+    target: Any = value.target
+    operation: Any = {aten.mul.Tensor: operator.mul, aten.add.Tensor: operator.add, aten.sub.Tensor: operator.sub}.get(
+        target
     )
     if value.target in (aten.div.Scalar_mode, aten.div.Tensor_mode) and value.kwargs.get("rounding_mode"):
         # Sizes are not negative, so that floor and trunc are one.

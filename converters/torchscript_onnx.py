@@ -34,7 +34,12 @@ def convert(context: StepContext) -> StepOutcome:
     with quiet():
         again = replayed(source, torch_export.feeds_of(source, trace_cases(context)[0]))
     if again is None:
-        raise first
+        raise ConversionFailed(
+            str(first.args[0]),
+            hint="Scripted control flow keeps this model from the exporter that knows more operators. Save it with "
+            "torch.jit.trace or torch.export.save instead, or replace the operator.",
+            **first.facts,
+        ) from first
     options = context.options.model_copy(
         update={"exporter": "dynamo", "opset": max(context.options.opset, _DYNAMO_OPSET)}
     )

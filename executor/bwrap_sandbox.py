@@ -45,11 +45,15 @@ class BwrapSandbox:
 
     def __init__(self, executable: str) -> None:
         self._executable = executable
-        self._as_root = os.geteuid() == 0
+        self._as_root = os.geteuid() == 0 and _is_mapped("uid") and _is_mapped("gid")
 
     def root(self, workspace: Path) -> Path:
         """Return where programs inside see the workspace."""
         return ROOT
+
+    def place(self, name: str, source: Path) -> str:
+        """Return the path below the workspace that the input is mounted at."""
+        return f"in/{name}"
 
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced; probed once per process, whatever the limits."""
@@ -142,6 +146,13 @@ class BwrapSandbox:
         if not cgroup.label("memory"):
             yield f"--as={limits.memory_bytes + _ADDRESS_SLACK_BYTES}"
         yield "--"
+
+
+def _is_mapped(kind: str) -> bool:
+    """Whether this user namespace has the sandbox's own user; a root made by ``unshare`` is alone in its."""
+    lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    ranges = [tuple(map(int, line.split())) for line in lines]
+    return any(first <= SANDBOX_UID < first + count for first, _, count in ranges)
 
 
 def _environment(command: Command, pipes: Pipes) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 from importlib.util import find_spec
 
@@ -13,6 +14,7 @@ from executor.unisolated_sandbox import UnisolatedSandbox
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
 
+log = logging.getLogger(__name__)
 _INSTALL = "Run as root: apt-get install -y bubblewrap libseccomp2 util-linux"
 
 
@@ -24,8 +26,9 @@ def find_sandbox(allow_none: bool = False) -> Sandbox:
     """
     try:
         return _bubblewrap()
-    except SandboxUnavailable:
+    except SandboxUnavailable as error:
         if allow_none:
+            log.warning("steps run WITHOUT any isolation, as the settings allow: %s", error.args[0])
             return UnisolatedSandbox()
         raise
 

@@ -81,7 +81,13 @@ def probe(sandbox: Sandbox, interpreter: Path) -> Isolation:
 def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
         argv = (str(interpreter), "-I", "-S", "-c", _LOOK)
-        ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+        try:
+            ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"The {sandbox.name} sandbox can't be set up here: {error.strerror} ({error.filename}).",
+                hint="In a container, run as an ordinary user, or with the capabilities CHOWN, SETUID and SETGID.",
+            ) from None
     try:
         seen = json.loads(ending.log.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -102,7 +102,10 @@ def _check(spec: StepSpec) -> None:
 
 def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observers) -> Ending:
     request = spec.request.model_copy(
-        update={"inputs": {name: f"in/{name}" for name in spec.inputs}, "memory_bytes": spec.limits.memory_bytes}
+        update={
+            "inputs": {name: sandbox.place(name, source) for name, source in spec.inputs.items()},
+            "memory_bytes": spec.limits.memory_bytes,
+        }
     )
     step_file = folder / STEP_FILE
     step_file.write_text(request.model_dump_json())

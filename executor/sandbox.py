@@ -67,6 +67,9 @@ class Sandbox(Protocol):
     def root(self, workspace: Path) -> Path:
         """Return the path of ``workspace`` as programs inside see it."""
 
+    def place(self, name: str, source: Path) -> str:
+        """Return where programs inside see the input ``name``: below the workspace, or absolute."""
+
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced under ``limits``, found out by running it once in this process."""
 

@@ -23,6 +23,10 @@ class UnisolatedSandbox:
         """Return the workspace itself: programs see the host's paths."""
         return workspace
 
+    def place(self, name: str, source: Path) -> str:
+        """Return the input's own path: there is nothing that could show it elsewhere but a link."""
+        return str(source.absolute())
+
     def isolation(self, limits: Limits) -> Isolation:
         """Return that there is none."""
         return Isolation(
@@ -40,11 +44,9 @@ class UnisolatedSandbox:
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; a process that detached itself may survive it."""
-        out, inputs, home = (command.workspace / name for name in (OUT, "in", "tmp"))
-        for folder in (out, inputs, home):
+        out, home = (command.workspace / name for name in (OUT, "tmp"))
+        for folder in (out, home):
             folder.mkdir(exist_ok=True)
-        for name, source in command.inputs.items():
-            (inputs / name).symlink_to(source.absolute())
         pipes, limits = Pipes(), command.limits
         try:
             argv = [*_launcher(limits), "/usr/bin/env", "-i", *_environment(command, home, pipes), *command.argv]

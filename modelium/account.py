@@ -70,7 +70,7 @@ def _candidates(
     if accounts and not any(account.id == ORIGINAL for account in accounts):
         baseline = CandidateAccount(
             id=ORIGINAL, precision=Precision.FP32, state="skipped", size_bytes=artifact.size_bytes,
-            model_sha256=artifact.sha256, reason="The baseline; the target does not serve its format.",
+            model_sha256=artifact.sha256, reason="The baseline; it cannot be served as it is.",
         )  # fmt: skip
         accounts.insert(0, baseline)
     measurements = measured.measurements if measured else ()

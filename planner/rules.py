@@ -179,7 +179,7 @@ def _int8(
             f"product{'' if work.matrices == 1 else 's'}"
         )
         return (), [f"int8 is left out: {held}, and dynamic int8 leaves convolutions as they are."]
-    if work.known and not work.matrices:
+    if work.known and not work.matrices and not work.neural:
         return (), ["int8 is left out: none of the model's operators multiplies by a weight matrix."]
     if touched < INT8_LEAST_BYTES:
         return (), [

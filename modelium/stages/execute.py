@@ -41,8 +41,9 @@ def execute(work: Work) -> Next:
         candidate.id: CandidateAccount(id=candidate.id, precision=candidate.precision, state="pending")
         for candidate in plan.candidates
     }
+    failed: dict[str, StepRun] = {}
     for candidate in plan.candidates:
-        account = _convert(work, candidate, descriptor, reference, accounts[candidate.id])
+        account = _convert(work, candidate, descriptor, reference, accounts[candidate.id], failed)
         if account.state == "converted":
             account = _prove(work, candidate, descriptor, reference, account)
         accounts[candidate.id] = account
@@ -63,18 +64,29 @@ def execute(work: Work) -> Next:
 
 
 def _convert(
-    work: Work, candidate: Candidate, descriptor: ModelDescriptor, reference: str, account: CandidateAccount
+    work: Work,
+    candidate: Candidate,
+    descriptor: ModelDescriptor,
+    reference: str,
+    account: CandidateAccount,
+    failed: dict[str, StepRun],
 ) -> CandidateAccount:
-    """Run the chain; each step's output model is the next one's input."""
+    """Run the chain; each step's output model is the next one's input.
+
+    ``failed`` holds what has failed for this job already: candidates share their first steps, and a step that failed
+    for one of them is not run again for the next. Successes come from the step cache.
+    """
     model = work.claim.job.artifact_sha256
     ids: list[str] = []
     for step in candidate.steps:
         inputs = {**model_inputs(work), "model": model, "reference": reference}
         for attempt in (step, *step.fallbacks):
-            run = _run(work, attempt, inputs, descriptor, candidate.id)
+            same = f"{model} {attempt.kind} {attempt.toolchain} {sorted(attempt.options.items())}"
+            run = failed.get(same) or _run(work, attempt, inputs, descriptor, candidate.id)
             ids.append(run.id)
             if run.state is StepRunState.SUCCEEDED:
                 break
+            failed[same] = run
             log.info("%s: %s failed: %s", candidate.id, attempt.kind, failure(run).message)
         if run.state is not StepRunState.SUCCEEDED:
             reason = f"{run.kind}: {failure(run).message}"

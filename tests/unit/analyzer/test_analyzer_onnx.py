@@ -185,3 +185,20 @@ def test_bytes_in_matrix_products_are_counted_apart_from_convolutions(tmp_path, 
 
     descriptor = accepted(tmp_path / "m.onnx")
     assert (descriptor.matrix_bytes, descriptor.parameter_bytes) == (32, 128)
+
+
+def test_what_triton_cannot_be_told_is_refused_before_anything_runs(tmp_path, graph_model, refused):
+    from onnx import helper, numpy_helper
+
+    twice = graph_model()
+    twice.graph.output.append(twice.graph.output[0])
+    onnx.save(twice, str(tmp_path / "twice.onnx"))
+    assert "more than once" in refused(tmp_path / "twice.onnx", "model_failed").message
+
+    onnx.save(graph_model(shape=["batch", 0]), str(tmp_path / "empty.onnx"))
+    assert "size 0" in refused(tmp_path / "empty.onnx", "unsupported").message
+
+    constant = graph_model(nodes=[helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.ones(2)))])
+    del constant.graph.input[:]
+    onnx.save(constant, str(tmp_path / "constant.onnx"))
+    assert "takes no inputs" in refused(tmp_path / "constant.onnx", "unsupported").message

@@ -219,3 +219,27 @@ def test_an_output_without_a_declared_type_gets_the_one_of_its_operator(tmp_path
 )  # fmt: skip
 def test_a_reason_of_onnxruntime_is_told_without_paths_and_source_lines(said, told):
     assert onnx_file.reason(RuntimeError(said)) == told
+
+
+def test_weights_in_a_hard_linked_file_are_read_as_the_store_links_all_files(tmp_path, make_context, run_onnx):
+    import os
+
+    model = network()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    onnx.save_model(network(), folder / "net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    os.link(folder / "w.bin", tmp_path / "another-name")
+    context = make_context("onnx_optimize", folder, Format.ONNX)
+    onnx_optimize.convert(context)
+    x = feeds(3)
+    assert np.allclose(run_onnx(context, x)["y"], reference(model, x)["y"], atol=1e-5)
+
+
+def test_weights_outside_the_folder_are_refused(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    onnx.save_model(network(), folder / "net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (folder / "w.bin").rename(tmp_path / "w.bin")
+    (folder / "w.bin").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(ModelFailed, match="not in the model's folder"):
+        onnx_file.load(folder / "net.onnx")

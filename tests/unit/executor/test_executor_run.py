@@ -205,6 +205,23 @@ def test_the_operator_who_insists_gets_a_run_without_a_sandbox(relu, workspaces)
         assert not output.isolation.seccomp
 
 
+def test_without_a_sandbox_a_file_is_not_mistaken_for_a_link(relu, workspaces):
+    spec = StepSpec(StepRequest(kind="analyze"), ONNX, {"model": relu})
+    with run(spec, workspaces=workspaces, sandbox=UnisolatedSandbox()) as output:
+        assert output.result.ok and output.result.report["refusal"] is None, output.result
+
+
+@pytest.mark.sandbox
+def test_a_root_that_is_alone_in_its_user_namespace_gets_a_sandbox_all_the_same():
+    code = "from executor import find_sandbox; from schemas.step_run import Limits; "
+    code += "print(find_sandbox().isolation(Limits()).own_user)"
+    unshare = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this kernel lets nobody make user namespaces")
+    done = subprocess.run([*unshare, sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/")
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_step_folder_can_be_rerun_by_hand(relu, tmp_path):
     workspace = tmp_path / "by hand"
     (workspace / "in").mkdir(parents=True)

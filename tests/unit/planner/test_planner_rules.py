@@ -116,6 +116,14 @@ def test_an_onnx_file_newer_than_the_server_loads_is_no_candidate_itself(facts: 
     assert said in made.reason
 
 
+def test_a_multilayer_perceptron_of_scikit_learn_is_matrices_though_its_operators_are_estimators() -> None:
+    made = plan(
+        describe(Format.SKLEARN, operators={"StandardScaler": 1, "MLPClassifier": 1}, parameter_bytes=9_000_000),
+        TargetProfile(),
+    )
+    assert ids(made) == ["onnx", "onnx-optimized", "onnx-int8"]
+
+
 def test_int8_is_left_out_of_a_small_model_with_its_size() -> None:
     made = plan(describe(Format.TORCHSCRIPT, size_bytes=60_000, parameter_bytes=51_200), TargetProfile())
     assert ids(made) == ["onnx", "onnx-optimized"]
