@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,18 +52,17 @@ def context(settings: Settings) -> Context:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server of its own on loopback, gone with the session."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         absent("PostgreSQL", "apt-get install postgresql")
     binaries = found[-1].parent
-    folder = tmp_path_factory.mktemp("postgres")
+    # Not below pytest's own folder, which only its user may enter: PostgreSQL refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="modelium-postgres-"))
     prefix: list[str] = []
     if os.getuid() == 0:
         prefix = ["runuser", "-u", "postgres", "--"]
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
         shutil.chown(folder, "postgres")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,6 +86,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield url
     server.terminate()
     server.wait(timeout=20)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

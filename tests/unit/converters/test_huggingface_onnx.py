@@ -172,7 +172,7 @@ def sentence_folder(folder: Path, pooling: dict, *more: dict) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("mode", ["cls_token", "max_tokens", "mean_tokens"])
+@pytest.mark.parametrize("mode", ["cls_token", "max_tokens", "mean_tokens", "weightedmean_tokens", "lasttoken"])
 def test_padding_does_not_change_a_sentence_embedding(tmp_path, make_context, make_spec, run_onnx, mode):
     folder = sentence_folder(tmp_path / "sentences", {f"pooling_mode_{mode}": True})
     context = make_context(

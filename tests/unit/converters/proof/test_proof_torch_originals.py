@@ -1,0 +1,331 @@
+"""Originals that torch runs, from the probe to a proven graph: what people's files are really like."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from converters import exported_program_onnx, huggingface_onnx, module_onnx, torchscript_onnx
+from schemas.descriptor import Format
+from schemas.errors import ModelFailed, NeedsInput, Unsupported
+from schemas.sidecar import Sidecar
+
+pytestmark = pytest.mark.torch
+
+CONVERTERS = {
+    Format.TORCHSCRIPT: torchscript_onnx,
+    Format.EXPORTED_PROGRAM: exported_program_onnx,
+    Format.TORCH_STATE_DICT: module_onnx,
+    Format.SAFETENSORS: module_onnx,
+    Format.HUGGINGFACE: huggingface_onnx,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def save_trace(tmp_path, save_script):
+    def make(module: nn.Module, *inputs: torch.Tensor, train: bool = False) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return save_script(torch.jit.trace(module.train(train), inputs, check_trace=False))
+
+    return make
+
+
+@pytest.fixture
+def with_class(tmp_path, tell):
+    """Return how to begin the story of weights whose class stands in a sidecar."""
+
+    def make(saved: object, code: str, *, safetensors: bool = False, class_name: str = "Net"):
+        path, folder = tmp_path / "weights", tmp_path / "code"
+        folder.mkdir()
+        (folder / "model.py").write_text("import torch\nfrom torch import nn\n" + code)
+        if safetensors:
+            from safetensors.torch import save_model
+
+            save_model(saved, str(path))
+        else:
+            torch.save(saved, path)
+        story = tell(path, Format.SAFETENSORS if safetensors else Format.TORCH_STATE_DICT)
+        story.sidecar = Sidecar.model_validate({"module": {"file": "model.py", "class_name": class_name}})
+        story.code = folder
+        return story
+
+    return make
+
+
+def prove(story, **options):
+    """Probe, compute the reference, convert and compare; return the converter's report."""
+    if not story.descriptor.outputs:
+        story.probe()
+    story.reference()
+    converter = CONVERTERS[story.descriptor.format]
+    context = story.context(
+        converter.__name__.rpartition(".")[2], options, model=story.model, reference=story.reference_folder
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = converter.convert(context).report
+    parity = story.parity(context.out / "model")
+    assert parity.passed, parity.reason
+    return report
+
+
+def shapes(specs):
+    return {spec.name: (spec.dtype, spec.shape) for spec in specs}
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "float16"), (torch.float64, "float64")])
+def test_inputs_have_the_float_that_the_weights_have(tell, save_trace, dtype, name):
+    module = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).to(dtype)
+    story = tell(save_trace(module, torch.randn(2, 8, dtype=dtype)), Format.TORCHSCRIPT)
+    prove(story)
+    assert shapes(story.descriptor.inputs) == {"input": (name, ("batch", 8))}
+
+
+def test_bfloat16_weights_run_as_float32_and_the_report_says_so(tell, save_trace):
+    module = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).bfloat16()
+    story = tell(save_trace(module, torch.randn(2, 8).bfloat16()), Format.TORCHSCRIPT)
+    report = prove(story)
+    assert shapes(story.descriptor.inputs) == {"input": ("float32", ("batch", 8))}
+    assert any("bfloat16" in note for note in report.notes)
+
+
+def test_a_length_that_a_linear_layer_fixes_is_found(tell, save_trace):
+    module = nn.Sequential(nn.Conv1d(3, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 46, 2))
+    story = tell(save_trace(module, torch.randn(2, 3, 50)), Format.TORCHSCRIPT)
+    assert shapes(story.probe().descriptor.inputs) == {"input": ("float32", ("batch", 3, 50))}
+
+
+def test_an_image_size_that_a_linear_layer_fixes_is_found(tell, save_trace):
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * 18 * 18, 2))
+    story = tell(save_trace(module, torch.randn(2, 3, 38, 38)), Format.TORCHSCRIPT)
+    assert shapes(story.probe().descriptor.inputs)["input"][1][:2] == ("batch", 3)
+    assert story.descriptor.inputs[0].shape[2:] in ((38, 38), (39, 39))
+
+
+def test_a_traced_transformer_is_replayed_where_the_exporter_knows_no_ranks(tell, save_trace):
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layers(x).mean(1))
+
+    story = tell(save_trace(Encoder(), torch.randn(2, 6, 16)), Format.TORCHSCRIPT)
+    report = prove(story)
+    assert shapes(report.inputs) == {"x": ("float32", ("batch", "sequence", 16))}
+    assert any("replay" in note for note in report.notes)
+
+
+def test_a_weight_among_the_outputs_is_served(tell, save_trace):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            result = self.linear(x)
+            return result, self.linear.weight.t(), x, result
+
+    story = tell(save_trace(Net(), torch.randn(2, 8)), Format.TORCHSCRIPT)
+    report = prove(story)
+    assert [spec.name for spec in report.outputs] == [f"output_{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))])
+def test_a_trace_with_dropout_left_on_fails_with_the_cause(tell, save_trace, module):
+    story = tell(save_trace(module, torch.randn(2, 8), train=True), Format.TORCHSCRIPT)
+    with pytest.raises(ModelFailed, match="answers the same input differently") as failure:
+        prove(story)
+    assert "eval()" in failure.value.hint
+
+
+def test_a_model_quantised_already_is_refused_by_its_operator(tell, save_trace):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)).eval(), {nn.Linear})
+    story = tell(save_trace(module, torch.randn(2, 8)), Format.TORCHSCRIPT)
+    with pytest.raises(Unsupported, match="quantized::linear_dynamic"):
+        story.probe()
+
+
+class Keyed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = self.linear(x)
+        return {"scores": result, "again": result, "x": x}
+
+
+def test_an_exported_program_keeps_the_keys_of_its_outputs_and_equal_ones_apart(tell, tmp_path):
+    path = tmp_path / "keyed.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = torch.export.Dim("batch", max=64)
+        program = torch.export.export(Keyed().eval(), (torch.randn(3, 8),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, path)
+    report = prove(tell(path, Format.EXPORTED_PROGRAM))
+    # A graph has each name once, and x is an input.
+    assert [spec.name for spec in report.outputs] == ["scores", "again", "x_output"]
+
+
+NET = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 4), nn.Linear(5, 4)
+    def forward(self, image, meta, flag=None, return_all=False):
+        return {"logits": self.left(image) + self.right(meta)}
+"""
+
+
+def net() -> nn.Module:
+    names: dict[str, type[nn.Module]] = {}
+    exec("from torch import nn\n" + NET, names)
+    return names["Net"]()
+
+
+def test_several_inputs_of_a_class_that_cannot_be_scripted_are_found(with_class):
+    story = with_class(net().state_dict(), NET)
+    prove(story)
+    assert shapes(story.descriptor.inputs) == {
+        "image": ("float32", ("batch", 8)),
+        "meta": ("float32", ("batch", 5)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrap", "note"),
+    [
+        (lambda state: {"epoch": 3, "generator": state, "best": np.float64(0.5)}, "'generator'"),
+        (lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}}, "'model.'"),
+    ],
+)
+def test_weights_are_found_where_training_scripts_put_them(with_class, wrap, note):
+    report = prove(with_class(wrap(net().state_dict()), NET))
+    assert any(note in each for each in report.notes)
+
+
+def test_tied_weights_that_safetensors_leaves_out_are_filled_in(with_class):
+    code = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(30, 8), nn.Linear(8, 30, bias=False)
+        self.head.weight = self.table.weight
+    def forward(self, ids):
+        return self.head(self.table(ids))
+"""
+    names: dict[str, type[nn.Module]] = {}
+    exec("from torch import nn\n" + code, names)
+    prove(with_class(names["Net"](), code, safetensors=True))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import package_that_is_absent\n" + NET, "imports package_that_is_absent"),
+        (NET + "class Own(Exception): pass\nraise Own('not today')\n", "raised Own: not today"),
+        (NET + "raise KeyboardInterrupt\n", "raised KeyboardInterrupt"),
+        (NET.replace("super().__init__()", "raise ValueError('boom')"), "ValueError: boom"),
+    ],
+)
+def test_code_that_fails_is_told_as_the_code_s_fault(with_class, code, said):
+    with pytest.raises(ModelFailed, match=said):
+        with_class(net().state_dict(), code).probe()
+
+
+def test_a_forward_of_any_number_of_arguments_asks_which_inputs_it_takes(with_class):
+    code = NET.replace("image, meta, flag=None, return_all=False", "*args").replace("image", "args[0]")
+    with pytest.raises(NeedsInput, match=r"Which inputs does Net\.forward take"):
+        with_class(net().state_dict(), code.replace("meta", "args[1]")).probe()
+
+
+TEXT = {"vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT |= {"intermediate_size": 32, "max_position_embeddings": 40}
+IMAGE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+IMAGE |= {"image_size": 32, "patch_size": 16}
+
+
+@pytest.fixture
+def save_hugging(tmp_path):
+    def make(architecture: str, config: str, **settings: object) -> Path:
+        import transformers
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformers.logging.set_verbosity_error()
+            model = getattr(transformers, architecture)(getattr(transformers, config)(**settings))
+            model.eval().save_pretrained(tmp_path / "folder")
+        return tmp_path / "folder"
+
+    return make
+
+
+def test_a_model_of_texts_and_images_takes_more_of_the_one_than_of_the_other(tell, save_hugging):
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "projection_dim": 8}
+    folder = save_hugging(
+        "CLIPModel", "CLIPConfig", text_config={**TEXT, **tokens}, vision_config=IMAGE, projection_dim=8
+    )
+    story = tell(folder, Format.HUGGINGFACE)
+    prove(story)
+    assert shapes(story.descriptor.inputs)["pixel_values"] == ("float32", ("images", 3, 32, 32))
+    assert shapes(story.descriptor.outputs)["logits_per_image"] == ("float32", ("images", "texts"))
+
+
+def test_a_multiple_choice_model_has_an_axis_of_choices(tell, save_hugging):
+    story = tell(save_hugging("BertForMultipleChoice", "BertConfig", **TEXT), Format.HUGGINGFACE)
+    prove(story)
+    assert shapes(story.descriptor.inputs)["input_ids"] == ("int64", ("batch", "choices", "sequence"))
+
+
+def test_a_spectrogram_model_takes_what_its_config_says(tell, save_hugging):
+    settings = {**{k: v for k, v in IMAGE.items() if k != "image_size"}, "max_length": 64, "num_mel_bins": 32}
+    story = tell(save_hugging("ASTForAudioClassification", "ASTConfig", **settings), Format.HUGGINGFACE)
+    assert shapes(story.probe().descriptor.inputs) == {"input_values": ("float32", ("batch", 64, 32))}
+
+
+def test_an_encoder_with_its_decoder_is_refused_with_the_way_to_its_encoder(tell, save_hugging):
+    settings = {"vocab_size": 100, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    with pytest.raises(Unsupported, match="T5Model does not run on input_ids, attention_mask alone") as failure:
+        tell(save_hugging("T5Model", "T5Config", **settings), Format.HUGGINGFACE).probe()
+    assert "get_encoder" in failure.value.hint
+
+
+def test_a_part_that_transformers_has_and_does_not_export_is_loaded(tell, tmp_path):
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    width = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = WhisperConfig(
+        vocab_size=100, d_model=16, encoder_layers=1, decoder_layers=1, max_source_positions=50, num_mel_bins=20,
+        pad_token_id=1, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, **width,
+    )  # fmt: skip
+    WhisperEncoder(config).eval().save_pretrained(tmp_path / "encoder")
+    story = tell(tmp_path / "encoder", Format.HUGGINGFACE)
+    assert shapes(story.probe().descriptor.inputs) == {"input_features": ("float32", ("batch", 20, 100))}
+
+
+def test_weights_of_another_shape_are_named(tell, save_hugging):
+    folder = save_hugging("BertModel", "BertConfig", **TEXT)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    with pytest.raises(ModelFailed, match=r"tensors are missing or of another shape, for example encoder\.layer"):
+        tell(folder, Format.HUGGINGFACE).probe()
