@@ -119,7 +119,7 @@ def _fitted(runner: TorchRunner, name: str, shapes: Sequence[Shape]) -> Shape | 
     for dtype, shape, sizes in shapes:
         if not sizes or not set(sizes) <= _SPATIAL_AXES:
             continue
-        low, high, size = 0, 0, 8
+        low, high, size, fits = 0, 0, 8, 0
         while size <= _LARGEST_FITTED and high - low != 1:
             specs = (TensorSpec(name=name, dtype=dtype, shape=shape, known_by=KnownBy.GUESS),)
             own = {**dict.fromkeys(sizes, size), BATCH_AXIS: 1}
@@ -132,10 +132,11 @@ def _fitted(runner: TorchRunner, name: str, shapes: Sequence[Shape]) -> Shape | 
                     low = size
                 else:
                     high = size
-                size = (low + high) // 2 if high else size * 2
-                continue
-            return dtype, shape, dict.fromkeys(sizes, size)
-        return None
+            else:
+                # Pooling rounds down, so that several sizes may fit; the smallest is the one that loses nothing.
+                high = fits = size
+            size = (low + high) // 2 if high else size * 2
+        return (dtype, shape, dict.fromkeys(sizes, fits)) if fits else None
     return None
 
 

@@ -18,6 +18,7 @@ from schemas.step_io import RESULT_FILE, StepResult
 from schemas.step_run import Limits
 
 MAX_DEPTH = 32
+MORE_ROOM = "Raise step_workspace_bytes (MODELIUM_STEP_WORKSPACE_BYTES) if this model really needs it."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HINT = "The step's own log may say more; nothing of what it wrote was used."
 _CODES_OF_A_STEP = frozenset(
@@ -116,7 +117,7 @@ class _Budget:
 def _too_much(what: str, limit: int, actual: int) -> ModeliumError:
     return LimitExceeded(
         f"The step's outputs hold {actual} {what}, {limit} are allowed.",
-        hint="Raise step_workspace_bytes (MODELIUM_STEP_WORKSPACE_BYTES) if this model really needs it.",
+        hint=MORE_ROOM if what.startswith("bytes") else "No step of ours needs as many; no setting allows more.",
         limit=limit,
         actual=actual,
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from executor.collect import MAX_DEPTH, clean
+from executor.collect import MAX_DEPTH, MORE_ROOM, clean
 from schemas.errors import LimitExceeded, ModeliumError, StorageFull
 from schemas.step_run import Limits
 
@@ -198,7 +198,7 @@ def _free_bytes(folder: Path) -> int:
 def _exceeded(what: str, limit: int, actual: int) -> ModeliumError:
     return LimitExceeded(
         f"The step wrote too much: {actual} {what}, {limit} are allowed.",
-        hint="Raise step_workspace_bytes (MODELIUM_STEP_WORKSPACE_BYTES) if this model really needs it.",
+        hint=MORE_ROOM if what.startswith("bytes") else "No step of ours needs as many; no setting allows more.",
         limit=limit,
         actual=actual,
     )

@@ -111,8 +111,8 @@ def test_a_length_that_a_linear_layer_fixes_is_found(tell, save_trace):
 def test_an_image_size_that_a_linear_layer_fixes_is_found(tell, save_trace):
     module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * 18 * 18, 2))
     story = tell(save_trace(module, torch.randn(2, 3, 38, 38)), Format.TORCHSCRIPT)
-    assert shapes(story.probe().descriptor.inputs)["input"][1][:2] == ("batch", 3)
-    assert story.descriptor.inputs[0].shape[2:] in ((38, 38), (39, 39))
+    # 39 pixels would fit as well, because pooling rounds down.
+    assert shapes(story.probe().descriptor.inputs) == {"input": ("float32", ("batch", 3, 38, 38))}
 
 
 def test_a_traced_transformer_is_replayed_where_the_exporter_knows_no_ranks(tell, save_trace):
