@@ -90,7 +90,7 @@ def _section(title: str, bare: dict[str, float], cold: pipeline.Breakdown, again
         f"| bare script | **{bare_s:.1f}** ({', '.join(f'{k} {v:.1f}' for k, v in bare.items())}) |",
         f"| pipeline, cold | **{cold.total_s:.1f}** ({cold.total_s / bare_s:.1f}×) |",
         *(f"| … {part} | {seconds:.1f} |" for part, seconds in cold.parts.items()),
-        f"| … of that, proof the bare script does not give (scan, probe, reference, parity, measuring) | {proof_s:.1f} |",
+        f"| … of that, proof the script does not give (scan, probe, reference, parity, measuring) | {proof_s:.1f} |",
         f"| pipeline, the same model again | {again.total_s:.1f} |",
         "",
         f"Steps: {', '.join(f'{kind} {seconds:.1f} s' for kind, seconds in cold.steps.items())}.",

@@ -18,6 +18,8 @@ from schemas.plan import Candidate, ConversionPlan, Step
 from schemas.step_run import StepRun, StepRunState
 
 log = logging.getLogger(__name__)
+_FINAL = frozenset({"model_failed", "needs_input", "quarantined"})
+"""What no fallback can mend: it is the model's, not the converter's."""
 
 
 def execute(work: Work) -> Next:
@@ -55,10 +57,11 @@ def execute(work: Work) -> Next:
     if any(account.state == "passed" for account in accounts.values()):
         return Next(JobState.MEASURING, keep=keep)
     first = next(iter(accounts.values()))
+    hints = [failure(run).hint for run in failed.values() if failure(run).hint]
     error = ErrorDocument(
         code="conversion_failed",
         message=f"No candidate could be proven; {first.id}: {first.reason}"[:2000],
-        hint=f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
+        hint=hints[0] if hints else f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
     )
     return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
 
@@ -87,6 +90,8 @@ def _convert(
             if run.state is StepRunState.SUCCEEDED:
                 break
             failed[same] = run
+            if failure(run).code in _FINAL:
+                break
             log.info("%s: %s failed: %s", candidate.id, attempt.kind, failure(run).message)
         if run.state is not StepRunState.SUCCEEDED:
             reason = f"{run.kind}: {failure(run).message}"
