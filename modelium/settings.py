@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         default=15, ge=3, le=200, description="Rounds of timing; every contender has a turn in each"
     )
     measure_budget_s: float = Field(
-        default=60, gt=0, le=3600, description="Seconds of timing after which rounds stop early"
+        default=30, gt=0, le=3600, description="Seconds of timing after which rounds stop early"
     )
     lease_s: float = Field(default=15, gt=0.5, description="A worker silent for so long has lost its job to another")
     max_deliveries: int = Field(

@@ -38,3 +38,11 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
     for name, value in chosen.environment().items():
         monkeypatch.setenv(name, value)
     assert settings.load() == chosen
+
+
+def test_the_documented_defaults_are_the_defaults() -> None:
+    text = DOCUMENT.read_text()
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=False)
+        if isinstance(default, bool | int | float):
+            assert f"| `MODELIUM_{name.upper()}` | `{default}` |" in text, name
