@@ -18,7 +18,7 @@ from executor.toolchain import installation
 from schemas.step_io import STEP_FILE
 from schemas.step_run import Isolation, Limits
 
-ROOT = Path("/work")
+ROOT = Path("/step")
 PACKAGES = Path("/opt/modelium")
 """Where the packages that a step needs are seen, wherever they are installed on the host."""
 _OUR_PACKAGES = ("schemas", "executor", "analyzer", "converters")

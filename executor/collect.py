@@ -10,10 +10,9 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from schemas.catalog import entry
-from schemas.errors import ErrorDocument, LimitExceeded, ModeliumError, SandboxCrashed
+from schemas.errors import ErrorDocument, InvalidDocument, LimitExceeded, ModeliumError, SandboxCrashed
+from schemas.published import validate
 from schemas.step_io import RESULT_FILE, StepResult
 from schemas.step_run import Limits
 
@@ -51,15 +50,17 @@ def read_result(out: Path, kind: str, limits: Limits) -> StepResult:
     """
     document = _parse(_read_plain(out / RESULT_FILE, limits.result_bytes))
     try:
-        result = StepResult.model_validate(document)
+        result = validate(StepResult, document, what="The step's result")
         if result.ok:
             if result.error is not None or result.report is None:
                 raise SandboxCrashed("The step said it succeeded without a report, or with an error.", hint=_HINT)
-            entry(kind).report.model_validate(result.report)
+            validate(entry(kind).report, result.report, what="The step's report")
         elif result.error is None or result.error.code not in _CODES_OF_A_STEP:
             raise SandboxCrashed("The step failed without an error that a step can have.", hint=_HINT)
-    except (ValidationError, RecursionError) as error:
-        raise SandboxCrashed(f"The step's result is not valid: {_first(error)}.", hint=_HINT) from None
+    except InvalidDocument as error:
+        raise SandboxCrashed(clean(str(error.args[0])), hint=_HINT) from None
+    except RecursionError:
+        raise SandboxCrashed("The step's result is not valid: it is nested too deeply.", hint=_HINT) from None
     if result.error is None:
         return result
     told = result.error
@@ -194,12 +195,4 @@ def _parse(content: bytes) -> Any:
     try:
         return json.loads(content, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise SandboxCrashed(f"The step's result is not JSON: {_first(error)}.", hint=_HINT) from None
-
-
-def _first(error: Exception) -> str:
-    """Return the first complaint, short and without anything a terminal would obey."""
-    if isinstance(error, ValidationError):
-        complaint = error.errors(include_url=False, include_input=False)[0]
-        return clean(f"/{'/'.join(map(str, complaint['loc']))} {complaint['msg']}")[:300]
-    return clean(str(error))[:300]
+        raise SandboxCrashed(f"The step's result is not JSON: {clean(str(error))[:300]}.", hint=_HINT) from None

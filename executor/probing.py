@@ -30,7 +30,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 seen = {{
     "own_user": os.getuid() == {SANDBOX_UID} and int(status["CapEff"], 16) == 0,
     "no_network": [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] == ["lo"],
-    "read_only_root": not any(map(writable, ("/.probe", "/usr/.probe", "/etc/.probe", "/dev/.probe", "/work/.probe"))),
+    "read_only_root": not any(map(writable, ("/.probe", "/usr/.probe", "/etc/.probe", "/dev/.probe", "/step/.probe"))),
     "own_pids": os.getpid() == 2 and [n for n in os.listdir("/proc") if n.isdigit()] == ["1", "2"]
     and not os.listdir("/proc/1"),
     "seccomp": status["Seccomp"].strip() == "2" and libc.ptrace(0, 0, 0, 0) == -1,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from modelium.context import Context
@@ -19,6 +20,10 @@ from modelium.db import Database
 from modelium.settings import Settings
 
 CHECKOUT = Path(__file__).parent.parent
+
+# How long an example takes says something of the machine, nothing of the code.
+hypothesis.settings.register_profile("modelium", deadline=None)
+hypothesis.settings.load_profile("modelium")
 
 
 def absent(service: str, mend: str) -> NoReturn:

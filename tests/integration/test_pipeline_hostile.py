@@ -281,7 +281,7 @@ def attack():
             reached.append("read " + path)
         except OSError:
             pass
-    for path in ("{marker}", "/usr/x", "/etc/x", "/work/x", "/work/in/x", "/work/in/model", "/work/step.json", "/x",
+    for path in ("{marker}", "/usr/x", "/etc/x", "/step/x", "/step/in/x", "/step/in/model", "/step/step.json", "/x",
                  "/proc/sys/kernel/core_pattern", "/opt/modelium/schemas/x"):
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
@@ -347,21 +347,21 @@ def attack():
     "forge": (
         """
 def attack():
-    with open("/work/out/result.json", "w") as file:
+    with open("/step/out/result.json", "w") as file:
         file.write('{"ok": true, "report": {"winner": "me"}, "outputs": {"model": "../../../etc"}}')
     os._exit(0)
 """,
         "failed", "model_failed", "wrote over its result",
     ),
     "forge-a-link": (
-        "def attack():\n    os.symlink('/etc/passwd', '/work/out/result.json')\n    os._exit(0)\n",
+        "def attack():\n    os.symlink('/etc/passwd', '/step/out/result.json')\n    os._exit(0)\n",
         "failed", "model_failed", "wrote over its result",
     ),
     "fill": (
         """
 def attack():
     for number in range(10_000):
-        with open("/work/out/%d" % number, "wb") as file:
+        with open("/step/out/%d" % number, "wb") as file:
             file.write(bytes(8 << 20))
 """,
         "failed", "limit_exceeded", "allowed",

@@ -207,7 +207,7 @@ def test_an_output_without_a_declared_type_gets_the_one_of_its_operator(tmp_path
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("[ONNXRuntimeError] : 1 : FAIL : Load model from /work/in/model failed:Fatal error: x is not a function",
+        ("[ONNXRuntimeError] : 1 : FAIL : Load model from /step/in/model failed:Fatal error: x is not a function",
          "Fatal error: x is not a function"),
         ("[ONNXRuntimeError] : 1 : FAIL : Load model from /a/b.onnx failed:/onnxruntime_src/core/model.cc:256 "
          "onnxruntime::Model::Model(onnx::ModelProto&&, const f(int)&) Unsupported model IR version: 14, max 13\n",

@@ -102,23 +102,23 @@ def test_nothing_but_out_and_tmp_is_writable(box, tmp_path):
     seen = box(
         code("""
         import os
-        for folder in ("/", "/usr", "/usr/lib", "/etc", "/dev", "/proc", "/work", "/work/in", "/opt/modelium/schemas",
+        for folder in ("/", "/usr", "/usr/lib", "/etc", "/dev", "/proc", "/step", "/step/in", "/opt/modelium/schemas",
                        "/root"):
             try:
                 os.close(os.open(folder + "/x", os.O_CREAT | os.O_WRONLY))
                 print("WROTE", folder)
             except OSError:
                 pass
-        for path in ("/work/in/model", "/work/step.json", "/proc/sys/kernel/core_pattern", "/proc/self/oom_score_adj_"):
+        for path in ("/step/in/model", "/step/step.json", "/proc/sys/kernel/core_pattern", "/proc/self/oom_score_adj_"):
             try:
                 open(path, "wb").write(b"changed")
                 print("WROTE", path)
             except OSError:
                 pass
-        open("/work/out/ok", "w").write("1")
+        open("/step/out/ok", "w").write("1")
         open("/tmp/ok", "w").write("1")
         open("/dev/shm/ok", "w").write("1")
-        print(open("/work/in/model").read())
+        print(open("/step/in/model").read())
         """),
         inputs={"model": source},
     )
@@ -424,7 +424,7 @@ def test_a_full_disk_is_a_limit(box):
         n = 0
         while True:
             n += 1
-            with open(f"/work/out/{n}", "wb") as f:
+            with open(f"/step/out/{n}", "wb") as f:
                 f.write(b"x" * (4 << 20))
         """)
     )
@@ -437,8 +437,8 @@ def test_deleted_files_that_are_still_open_count(box):
         import os, time
         files = []
         for n in range(8):
-            files.append(open(f"/work/out/{n}", "wb"))
-            os.unlink(f"/work/out/{n}")
+            files.append(open(f"/step/out/{n}", "wb"))
+            os.unlink(f"/step/out/{n}")
             files[-1].write(b"x" * (8 << 20))
         time.sleep(10)
         """)
@@ -450,7 +450,7 @@ def test_one_file_is_not_larger_than_the_workspace_may_be(box):
     seen = box(
         code("""
         try:
-            open("/work/out/x", "wb").truncate(1 << 40)
+            open("/step/out/x", "wb").truncate(1 << 40)
         except OSError as error:
             print(error.errno)
         """)
@@ -458,7 +458,7 @@ def test_one_file_is_not_larger_than_the_workspace_may_be(box):
     assert seen.log == "27\n"
 
 
-@pytest.mark.parametrize("make", ["open(f'/work/out/{n}', 'w').close()", "os.mkdir(f'/work/out/{n}')"])
+@pytest.mark.parametrize("make", ["open(f'/step/out/{n}', 'w').close()", "os.mkdir(f'/step/out/{n}')"])
 def test_a_flood_of_files_is_a_limit(box, make):
     seen = box(f"import os\nfor n in range(100_000): {make}")
     assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_files
@@ -468,7 +468,7 @@ def test_folders_deeper_than_any_path_are_a_limit_and_are_removed(box):
     seen = box(
         code("""
         import os
-        os.chdir("/work/out")
+        os.chdir("/step/out")
         for _ in range(3000):
             os.mkdir("d")
             os.chdir("d")
@@ -485,10 +485,10 @@ def test_a_closed_folder_is_removed_all_the_same(box):
     box(
         code("""
         import os
-        os.makedirs("/work/out/a/b")
-        open("/work/out/a/b/f", "w").close()
-        os.chmod("/work/out/a/b", 0)
-        os.chmod("/work/out/a", 0)
+        os.makedirs("/step/out/a/b")
+        open("/step/out/a/b/f", "w").close()
+        os.chmod("/step/out/a/b", 0)
+        os.chmod("/step/out/a", 0)
         """)
     )
     remove_tree(box.workspace)
