@@ -31,8 +31,9 @@ def command(ctx: click.Context, until_idle: bool, as_json: bool) -> int:
     signal.signal(signal.SIGINT, lambda *_: supervisor.stop())
     out = console()
     if not as_json:
-        out.print(f"Modelium watches [bold]{context.home.incoming}[/bold]; drop a model there. Ctrl-C ends it.")
-    seen: dict[str, follow.Update] = {}
+        out.print(f"Modelium watches {context.home.incoming}; drop a model there. Ctrl-C ends it.", markup=False)
+    # What had ended before is no news.
+    seen = {update.job_id: update for update in follow.look(context) if update.state in ENDS}
     changed = time.monotonic()
     quiet_s = context.settings.folder_quiet_s + 3 * max(context.settings.settle_s, 1)
     with display.LiveBoard(out, quiet=as_json) as board:
@@ -41,9 +42,7 @@ def command(ctx: click.Context, until_idle: bool, as_json: bool) -> int:
             nonlocal changed
             updates = follow.look(context)
             for update in updates:
-                before = seen.get(update.job_id)
-                if before == update or (before is None and update.state in ENDS and not as_json):
-                    seen[update.job_id] = update
+                if seen.get(update.job_id) == update:
                     continue
                 seen[update.job_id] = update
                 changed = time.monotonic()
