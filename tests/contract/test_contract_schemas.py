@@ -67,7 +67,7 @@ def test_every_error_survives_the_journey_as_a_document() -> None:
     def classes(cls: type[ModeliumError]) -> list[type[ModeliumError]]:
         return [cls, *(c for sub in cls.__subclasses__() for c in classes(sub))]
 
-    for cls in classes(ModeliumError):
+    for cls in (c for c in classes(ModeliumError) if c.__module__ == "schemas.errors"):
         back = from_document(cls("fact.", hint="hint.", limit=3).document())
         assert (type(back), str(back), back.facts) == (cls, "fact. hint.", {"limit": 3})
 
