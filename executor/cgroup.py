@@ -65,10 +65,6 @@ class Cgroup:
         """How many processes the kernel has killed because the group's memory was spent."""
         return self._counter("memory", {1: "memory.oom_control", 2: "memory.events"}, "oom_kill") or 0
 
-    def pids_refused(self) -> int:
-        """How often a new process was refused; version 1 before kernel 5.x cannot tell and says 0."""
-        return self._counter("pids", {1: "pids.events", 2: "pids.events"}, "max") or 0
-
     def memory_bytes(self) -> int | None:
         """Memory in use that is not page cache: anonymous and shared (tmpfs)."""
         anonymous = self._counter("memory", {1: "memory.stat", 2: "memory.stat"}, "anon", "total_rss")

@@ -59,11 +59,6 @@ class Installation:
     prefixes: tuple[Path, ...]
 
 
-def default_toolchains() -> dict[str, Toolchain]:
-    """Return every toolchain in the interpreter that runs now."""
-    return {name: Toolchain(name) for name in NEEDED}
-
-
 def versions(toolchain: Toolchain) -> dict[str, str]:
     """Return the installed versions by distribution name, 'python' among them; asked once per process.
 

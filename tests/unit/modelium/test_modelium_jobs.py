@@ -188,6 +188,15 @@ def test_a_released_claim_does_not_count_as_a_death(database: Database, arrive: 
     assert again is not None and again.deliveries == 1
 
 
+def test_stopping_a_worker_frees_its_jobs_at_once_and_is_no_death(database: Database, arrive: Arrive) -> None:
+    job_id = arrive().job_id
+    jobs.claim(database, job_id, "analyze", "host-12-abc", 60)
+    assert jobs.forgive(database, "host-1-") == 0
+    assert jobs.forgive(database, "host-12-") == 1
+    again = jobs.claim(database, job_id, "analyze", "host-13-abc", 60)
+    assert again is not None and again.deliveries == 1
+
+
 def test_a_name_belongs_to_the_first_uri_that_claims_it(database: Database) -> None:
     assert jobs.claim_name(database, "a", "file:///in/a.pt") is None
     assert jobs.claim_name(database, "a", "file:///in/a.pt") is None
