@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -35,6 +37,8 @@ from schemas.artifact import Artifact
 
 HEAD = "0001"
 """The newest revision in ``migrations/versions``; a test keeps it so."""
+BUSY_TIMEOUT_S = 30
+"""How long a transaction of SQLite waits for another process's."""
 
 metadata = MetaData(
     naming_convention={
@@ -210,7 +214,7 @@ class Database:
         self.url = url
         if url.startswith("sqlite"):
             # A connection a transaction: opening costs 0.1 ms, and no connection is ever carried across a fork.
-            self.engine: Engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30})
+            self.engine: Engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_S})
             _prepare_sqlite(self.engine)
         else:
             self.engine = create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=6)
@@ -252,12 +256,25 @@ class Database:
                 return None
 
 
+def _use_wal(connection: Any) -> None:
+    """Turn the write-ahead log on; SQLite's busy timeout does not cover this when a new file has several openers."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
         # The driver's own BEGIN is deferred: two writers that both read first would deadlock with SQLITE_BUSY.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
 

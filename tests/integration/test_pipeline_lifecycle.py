@@ -40,7 +40,8 @@ def running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A ``modelium up`` on ``home``."""
     up = subprocess.Popen([MODELIUM, "--home", home, "up", "--json"], env=os.environ | QUICK, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: shown(home, "status")["up"], 90)
+        wait_for(lambda: up.poll() is not None or shown(home, "status")["up"], 90)
+        assert up.poll() is None, "modelium up ended before it was up"
         yield up
     finally:
         up.terminate()
