@@ -8,7 +8,7 @@ from pydantic import Field
 
 from schemas.artifact import Artifact
 from schemas.deployment import Deployment
-from schemas.descriptor import ModelDescriptor
+from schemas.descriptor import Format, ModelDescriptor
 from schemas.document import Document
 from schemas.evidence import Machine, Measurement, ParityReport, ReferenceReport, Verdict
 from schemas.job import Job, JobState, Transition
@@ -24,6 +24,7 @@ class CandidateAccount(Document):
     """One contender with its evidence. The original stands among them with id 'original'."""
 
     id: str
+    format: Format = Format.ONNX
     precision: Precision
     state: CandidateState
     reason: str | None = None

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from schemas.descriptor import AnalysisReport, Format, ProbeReport
+from schemas.descriptor import AnalysisReport, Format, ModelDescriptor, ProbeReport
 from schemas.document import Document
-from schemas.errors import InvalidDocument
+from schemas.errors import InvalidDocument, Unsupported
 from schemas.evidence import ConversionReport, MeasureReport, ParityReport, ReferenceReport, TryReport
-from schemas.target import Precision
+from schemas.target import Precision, Runtime
 
 Role = Literal["analysis", "conversion", "proof"]
 
@@ -85,12 +85,16 @@ class ParityOptions(Document):
     """Options of ``parity``. Set by code, never by a plan."""
 
     precision: Precision
+    format: Format = Field(default=Format.ONNX, description="Format of the candidate")
 
 
 class MeasureOptions(Document):
     """Options of ``measure``. Set by code, never by a plan."""
 
     batch_sizes: tuple[int, ...] = Field(default=(1, 8), min_length=1, max_length=8)
+    formats: dict[str, Format] = Field(
+        default_factory=dict, description="Candidate id to its format; those not named are ONNX"
+    )
     rounds: int = Field(default=15, ge=3, le=200)
     round_ms: float = Field(default=60, gt=0, le=10_000, description="Least time of a contender's turn")
     budget_s: float = Field(default=60, gt=0, le=3600, description="Rounds stop early when it is spent (never below 5)")
@@ -175,16 +179,49 @@ TOOLCHAIN_OF_FORMAT: dict[Format, str] = {
     Format.TORCH_STATE_DICT: "torch",
     Format.SAFETENSORS: "torch",
     Format.HUGGINGFACE: "torch",
+    Format.TORCH_MODULE: "torch",
+    Format.AOTINDUCTOR: "torch",
     Format.ONNX: "onnx",
     Format.SKLEARN: "sklearn",
+    Format.SKOPS: "sklearn",
+    Format.XGBOOST: "boosting",
+    Format.LIGHTGBM: "boosting",
+    Format.CATBOOST: "boosting",
+    Format.KERAS: "tensorflow",
+    Format.SAVED_MODEL: "tensorflow",
+    Format.TFLITE: "tensorflow",
+    Format.OPENVINO: "openvino",
+    Format.TENSORRT: "tensorrt",
+    Format.TENSORRT_RTX: "tensorrt_rtx",
 }
-"""The toolchain that runs an original of that format."""
+"""The toolchain that runs a model of that format, original or candidate."""
+
+
+def toolchain_of(descriptor: ModelDescriptor) -> str:
+    """Return the toolchain that runs the original. Raises Unsupported where none does."""
+    name = descriptor.toolchain or TOOLCHAIN_OF_FORMAT.get(descriptor.format)
+    if name is None:
+        raise Unsupported(
+            f"No toolchain here runs models of format {descriptor.format.value}.",
+            hint="Export the model to ONNX where it was trained and drop the .onnx file.",
+        )
+    return name
+
 
 SERVED_IR, SERVED_OPSET = 10, 21
 """The newest ONNX file format and operator set that the target's onnxruntime (1.20, in Triton 24.12) loads."""
 
-SERVED_FORMATS: frozenset[Format] = frozenset({Format.ONNX})
-"""Formats the default target serves as they are."""
+SERVED_FORMATS: dict[Runtime, frozenset[Format]] = {
+    Runtime.TRITON: frozenset({Format.ONNX, Format.OPENVINO, Format.TORCHSCRIPT}),
+    Runtime.TRITON_ONNXRUNTIME: frozenset({Format.ONNX}),
+    Runtime.TRITON_OPENVINO: frozenset({Format.OPENVINO}),
+    Runtime.TRITON_PYTORCH: frozenset({Format.TORCHSCRIPT}),
+    Runtime.TRITON_TENSORRT: frozenset({Format.TENSORRT}),
+    Runtime.TENSORRT_RTX: frozenset({Format.TENSORRT_RTX}),
+    Runtime.VLLM: frozenset({Format.HUGGINGFACE}),
+    Runtime.LLAMA_CPP: frozenset({Format.GGUF}),
+}
+"""Formats that a target's runtime serves as they are."""
 
 
 def entry(kind: str) -> StepKind:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.descriptor import TensorSpec
+from schemas.descriptor import Format, TensorSpec
 from schemas.document import Document
 from schemas.evidence import BatchProof
 
@@ -26,6 +26,7 @@ class EntrySpec(Document):
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     version: int = Field(ge=1)
+    format: Format = Field(default=Format.ONNX, description="Decides Triton's backend and the model file's name")
     inputs: tuple[TensorSpec, ...] = Field(
         min_length=1, description="Shapes with the batch axis, as the model has them"
     )

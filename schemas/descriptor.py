@@ -30,6 +30,11 @@ class Format(StrEnum):
     LIGHTGBM = "lightgbm"
     CATBOOST = "catboost"
     SKOPS = "skops"
+    OPENVINO = "openvino"
+    AOTINDUCTOR = "aotinductor"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt_rtx"
+    JAX_EXPORT = "jax_export"
     PICKLE = "pickle"
     NUMPY = "numpy"
     ARCHIVE = "archive"
@@ -120,6 +125,9 @@ class ModelDescriptor(Document):
     license: str | None = None
     labels: tuple[str, ...] = Field(default=(), max_length=100_000)
     entry: str | None = Field(default=None, description="Path of the model file inside a folder artifact")
+    toolchain: str | None = Field(
+        default=None, max_length=64, description="Toolchain that runs it, where that is not its format's usual one"
+    )
     files: tuple[str, ...] = Field(default=(), max_length=1000, description="Members worth naming")
     findings: tuple[SecurityFinding, ...] = Field(default=(), max_length=1000)
     known_by: dict[str, KnownBy] = Field(default_factory=dict)

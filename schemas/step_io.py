@@ -30,6 +30,10 @@ class StepRequest(Document):
         description="Input name to path. 'model' is the model (file or folder), 'code' the folder that holds the "
         "sidecar's companions, 'reference' the reference folder",
     )
+    interpreters: dict[str, str] = Field(
+        default_factory=dict,
+        description="Toolchain name to interpreter, of those that the step starts processes of beside its own",
+    )
     artifact_sha256: str = ""
     seed: int = 0
     threads: int = Field(default=1, ge=1)

@@ -14,8 +14,24 @@ class Precision(StrEnum):
     """Numeric precision of a candidate's weights and arithmetic."""
 
     FP32 = "fp32"
+    BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"
     INT8 = "int8"
+    INT4 = "int4"
+
+
+class Runtime(StrEnum):
+    """What serves the model. ``triton`` leaves the choice among Triton's backends to the measurement."""
+
+    TRITON = "triton"
+    TRITON_ONNXRUNTIME = "triton-onnxruntime"
+    TRITON_OPENVINO = "triton-openvino"
+    TRITON_PYTORCH = "triton-pytorch"
+    TRITON_TENSORRT = "triton-tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    VLLM = "vllm"
+    LLAMA_CPP = "llama-cpp"
 
 
 class Objective(StrEnum):
@@ -52,6 +68,12 @@ DEFAULT_TOLERANCES: dict[Precision, Tolerance] = {
     # The worst row of the built-in sentences: MiniLM with a scale per channel reaches .988 and keeps its ranking of
     # neighbours; with one scale per tensor it reaches .948 and does not.
     Precision.INT8: Tolerance(atol=5e-2, rtol=5e-2, min_cosine=0.98, min_agreement=0.97),
+    # bfloat16 keeps 8 bits of mantissa: 2**-8 = 3.9e-3 a rounding; sums are kept in float32.
+    Precision.BF16: Tolerance(atol=3e-2, rtol=3e-2, min_cosine=0.995, min_agreement=0.98),
+    # Three bits of mantissa (e4m3) with a scale per channel lose about what int8 loses.
+    Precision.FP8: Tolerance(atol=5e-2, rtol=5e-2, min_cosine=0.98, min_agreement=0.97),
+    # Sixteen values a group: MiniLM's worst row reaches .967. A model that has to rank asks for more in its target.
+    Precision.INT4: Tolerance(atol=1e-1, rtol=1e-1, min_cosine=0.95, min_agreement=0.95),
 }
 
 
@@ -59,8 +81,11 @@ class TargetProfile(Document):
     """What the model is for. The default is this machine's CPU, served by Triton's onnxruntime backend in fp32."""
 
     schema_version: Literal[1] = 1
-    hardware: Literal["cpu"] = "cpu"
-    runtime: Literal["triton-onnxruntime"] = "triton-onnxruntime"
+    hardware: Literal["cpu", "gpu"] = "cpu"
+    runtime: Runtime = Runtime.TRITON_ONNXRUNTIME
+    gpu_architectures: tuple[Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}$")], ...] = Field(
+        default=(), max_length=8, description="Compute capabilities that engines are built for, such as sm_86"
+    )
     objective: Objective = Objective.LATENCY
     precisions: tuple[Precision, ...] = Field(default=(Precision.FP32,), min_length=1)
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1, 8), min_length=1, max_length=8)

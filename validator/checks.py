@@ -175,7 +175,7 @@ def _candidate(
             precisions = {kind.precision}
     if candidate.format is not format_:
         yield _error("format", f"The chain ends in {format_.value}, not in {candidate.format.value}.", f"{at}/format")
-    if candidate.format not in SERVED_FORMATS:
+    if candidate.format not in SERVED_FORMATS[target.runtime]:
         yield _error("target", f"The target does not serve {candidate.format.value}.", f"{at}/format")
     if candidate.precision not in precisions:
         expected = " or ".join(sorted(precision.value for precision in precisions))
@@ -244,7 +244,7 @@ def _own_precisions(descriptor: ModelDescriptor) -> set[Precision]:
 
 
 def _reachable(plan: ConversionPlan, descriptor: ModelDescriptor, target: TargetProfile) -> Iterator[PlanFinding]:
-    if descriptor.format in SERVED_FORMATS:
+    if descriptor.format in SERVED_FORMATS[target.runtime]:
         return
     own = _own_precisions(descriptor)
     if not any(c.precision in target.precisions or c.precision in own for c in plan.candidates):

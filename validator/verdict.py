@@ -27,7 +27,12 @@ from validator.sentences import cut, interval_in_words, size_in_words, speed_in_
 
 __all__ = ["Contender", "decide"]
 
-_RANK = {Precision.INT8: 0, Precision.FP16: 1, Precision.FP32: 2}
+_RANK = {
+    precision: rank
+    for rank, precision in enumerate(
+        (Precision.INT4, Precision.INT8, Precision.FP8, Precision.BF16, Precision.FP16, Precision.FP32)
+    )
+}
 
 
 def decide(target: TargetProfile, original_format: Format, contenders: Sequence[Contender]) -> Verdict:
@@ -39,13 +44,13 @@ def decide(target: TargetProfile, original_format: Format, contenders: Sequence[
     ordered = sorted(contenders, key=lambda contender: contender.id)
     original = next((c for c in ordered if c.id == ORIGINAL), None)
     own = original.precision if original is not None else Precision.FP32
-    served = original is not None and original_format in SERVED_FORMATS
+    served = original is not None and original_format in SERVED_FORMATS[target.runtime]
     scores = scores_of(target, ordered, original)
     stopped: dict[str, ContenderVerdict] = {}
     eligible: list[Contender] = []
     for contender in ordered:
         refusal = (
-            _stop_original(contender, original_format, scores)
+            _stop_original(contender, original_format, target, scores)
             if contender.id == ORIGINAL
             else _stop_candidate(contender, target, own, scores)
         )
@@ -66,9 +71,11 @@ def decide(target: TargetProfile, original_format: Format, contenders: Sequence[
     )
 
 
-def _stop_original(original: Contender, format_: Format, scores: Score) -> ContenderVerdict | None:
+def _stop_original(
+    original: Contender, format_: Format, target: TargetProfile, scores: Score
+) -> ContenderVerdict | None:
     """Return why the original itself cannot be published, or None."""
-    if format_ not in SERVED_FORMATS:
+    if format_ not in SERVED_FORMATS[target.runtime]:
         return _verdict(
             original, "not_allowed", f"The target does not serve {format_.value}; it is the baseline here.", scores
         )
@@ -221,7 +228,7 @@ def _reason(
         return f"The original stays as it is: no candidate is {what}. It takes {scores.words(winner)}."
     against = scores.against_original(winner)
     answers = f"{winner.id} gives the original's answers"
-    unserved = original_format not in SERVED_FORMATS
+    unserved = original_format not in SERVED_FORMATS[target.runtime]
     if against is None or original is None:
         return (
             f"{answers} and takes {scores.words(winner)}; the original could not be timed in this run, so that nothing "
