@@ -1,14 +1,18 @@
 # Two commands: `make run` shows the pipeline at work on real models, `make test` proves it.
-.PHONY: help setup run test lint types contracts package schemas bench clean
+.PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo clean
+TOOLCHAINS ?=
+export TOOLCHAINS
 export MODELIUM_HOME ?= $(CURDIR)/.modelium
 PY := .venv/bin/python -P
 
 help:
 	@echo "make run      set up, start the pipeline, drop the example models in, show them deployed"
 	@echo "make test     set up what tests need and pass them"
-	@echo "make setup    only the environment (.venv)"
+	@echo "make setup    only the environment (.venv); TOOLCHAINS=\"openvino boosting\" adds toolchains"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    the pipeline against a bare script, and what it costs at rest"
+	@echo "make bench-speed  our best candidates against eager torch, Optimum and Olive"
+	@echo "make zoo      a whole zoo of models through the pipeline; writes docs/coverage.md"
 	@echo "make package  build the wheel and test it in an environment of its own"
 
 setup:
@@ -18,7 +22,7 @@ run: setup
 	@$(PY) examples/demo.py
 
 test:
-	@./setup.sh dev
+	@TOOLCHAINS="$(or $(TOOLCHAINS),$(notdir $(basename $(wildcard executor/toolchains/*.txt))))" ./setup.sh dev
 	@tests/services.sh
 	.venv/bin/pytest -q
 
@@ -44,5 +48,11 @@ package:
 bench: setup
 	$(PY) bench/run.py
 
+bench-speed: setup
+	$(PY) bench/speed.py $(ARGS)
+
+zoo: setup
+	$(PY) bench/zoo/run.py $(ARGS)
+
 clean:
-	rm -rf .venv .modelium .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
+	rm -rf .venv .toolchains .modelium .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from analyzer.catboost_model import read_catboost
 from analyzer.draft import Draft
 from analyzer.exported_program import read_exported_program
 from analyzer.folder import files_of, recognise_folder
 from analyzer.formats import Seen, recognise
+from analyzer.gguf import read_gguf
 from analyzer.hf_folder import read_huggingface
+from analyzer.jax_export import read_jax_export, read_orbax, read_stablehlo
+from analyzer.keras_file import read_keras_h5, read_keras_zip
 from analyzer.licence import read_licence
+from analyzer.lightgbm_model import read_lightgbm
 from analyzer.onnx_graph import read_onnx
+from analyzer.openvino_ir import read_openvino
+from analyzer.pickled_module import which_classes, with_own_classes
 from analyzer.refusals import refusal_of
 from analyzer.safetensors_header import read_safetensors
+from analyzer.saved_model import read_saved_model
 from analyzer.sidecar_facts import merge
 from analyzer.sklearn_pickle import read_pickled
+from analyzer.skops_schema import read_skops
+from analyzer.tflite_model import read_tflite
 from analyzer.torch_archive import read_torch_zip, read_torchscript
 from analyzer.torch_legacy import read_torch_legacy
-from analyzer.verdict import decide
+from analyzer.verdict import archive_dangers, decide
+from analyzer.xgboost_model import read_xgboost
 from schemas.catalog import AnalyzeOptions
 from schemas.descriptor import AnalysisReport, Format, SecurityFinding
 from schemas.errors import ModeliumError
@@ -32,9 +43,22 @@ READERS: dict[str, Callable[[Draft, Seen], None]] = {
     "torch-zip": read_torch_zip,
     "torch-legacy": read_torch_legacy,
     "onnx": read_onnx,
+    "openvino": read_openvino,
     "safetensors": read_safetensors,
     "huggingface": read_huggingface,
+    "gguf": read_gguf,
     "pickle": read_pickled,
+    "keras-zip": read_keras_zip,
+    "keras-h5": read_keras_h5,
+    "saved-model": read_saved_model,
+    "tflite": read_tflite,
+    "jax-export": read_jax_export,
+    "stablehlo": read_stablehlo,
+    "orbax": read_orbax,
+    "skops": read_skops,
+    "xgboost": read_xgboost,
+    "lightgbm": read_lightgbm,
+    "catboost": read_catboost,
 }
 """The reader of each kind of file or folder that has one."""
 
@@ -91,7 +115,14 @@ def describe(
         draft.refuse(error)
     if scan_error is not None:
         draft.refuse(scan_error)
-    refusal = decide(draft.refusal, findings)
+    if draft.format is Format.TORCH_MODULE:
+        findings = with_own_classes(findings, sidecar, code)
+        question = which_classes(findings)
+        if question is not None:
+            draft.refuse(question)
+    # What unpack makes of an archive is analysed again, as what it then is; until then only danger counts.
+    judged = archive_dangers(findings) if draft.format is Format.ARCHIVE and draft.refusal is None else findings
+    refusal = decide(draft.refusal, judged)
     progress(1.0, f"{draft.format.value}, {len(findings)} findings")
     return AnalysisReport(
         descriptor=draft.descriptor(findings), refusal=refusal.document() if refusal is not None else None

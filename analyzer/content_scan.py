@@ -36,7 +36,7 @@ from schemas.errors import LimitExceeded
 
 MAX_DEPTH = 6
 MAX_FINDINGS = 500
-MAX_SPOOL_BYTES = 2 << 30
+MAX_SPOOL_BYTES = 1 << 30
 MAX_CHECKED_BYTES = 8 << 30
 MAX_JSON_BYTES = 64 << 20
 _ORDER = {Severity.DANGER: 0, Severity.UNKNOWN: 1, Severity.INFO: 2}
@@ -214,7 +214,8 @@ class ContentScan:
                     stream.skip(len(part))
                     spool.write(part)
                     if spool.tell() > MAX_SPOOL_BYTES:
-                        raise LimitExceeded("An archive in it unpacks to more than the scan reads.", bomb=True)
+                        # Large, not a bomb: those are told by their ratio, while they unpack.
+                        raise LimitExceeded("An archive in it unpacks to more than the scan reads.")
                 self.content(spool, spool.tell(), where, name=name, depth=depth + 1, rules=rules)
         else:
             self._flat(stream, head, where, name, depth, rules)

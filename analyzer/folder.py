@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from analyzer.draft import listing
 from analyzer.formats import Seen, recognise
-from analyzer.hf_folder import WEIGHTS, adapter, transformer_folder
+from analyzer.hf_folder import WEIGHTS, transformer_folder
+from analyzer.peft_adapter import is_adapter
 from schemas.descriptor import Format
 from schemas.errors import LimitExceeded, ModelFailed, ModeliumError, Unsupported
 
@@ -20,6 +21,10 @@ _PARTS = frozenset({"model_index.json", "adapter_config.json"})
 _LOADED = frozenset({Format.TORCHSCRIPT, Format.EXPORTED_PROGRAM, Format.TORCH_STATE_DICT, Format.SAFETENSORS,
                      Format.SKLEARN, Format.PICKLE, Format.GGUF, Format.TFLITE, Format.KERAS, Format.XGBOOST,
                      Format.LIGHTGBM, Format.CATBOOST, Format.SKOPS})  # fmt: skip
+
+
+_ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "default/_METADATA")
+"""Files that an Orbax checkpoint, or the item in it that most have, is told by."""
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -50,6 +55,8 @@ def recognise_folder(folder: Path) -> tuple[Seen, str | None]:
     """
     if (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file():
         return Seen(Format.SAVED_MODEL, "saved-model"), None
+    if any((folder / name).is_file() for name in _ORBAX):
+        return Seen(Format.JAX_EXPORT, "orbax"), None
     files = dict(files_of(folder))
     if not files:
         raise ModelFailed("This folder is empty.", hint="Copy the model into it again.")
@@ -57,7 +64,7 @@ def recognise_folder(folder: Path) -> tuple[Seen, str | None]:
     weights = transformer is not None and any(
         (transformer / (name + end)).is_file() for name in WEIGHTS for end in ("", ".index.json")
     )
-    if weights:
+    if weights or is_adapter(folder, WEIGHTS):
         return Seen(Format.HUGGINGFACE, "huggingface"), None
     kinds = _kinds(files)
     onnx = [name for name, seen in kinds.items() if seen.format is Format.ONNX]
@@ -68,12 +75,26 @@ def recognise_folder(folder: Path) -> tuple[Seen, str | None]:
             f"This folder holds {len(onnx)} ONNX models: {listing(onnx)}.",
             hint="Drop each alone, with its data files in a folder of its own.",
         )
+    openvino = _openvino(name for name, seen in kinds.items() if seen.format is Format.OPENVINO)
+    if openvino is not None:
+        return kinds[openvino], openvino
     if transformer is not None:
         return Seen(Format.HUGGINGFACE, "huggingface"), None
     models = [name for name, seen in kinds.items() if seen.format in _LOADED]
     if len(models) == 1 and not _PARTS.intersection(files):
         return kinds[models[0]], models[0]
     raise _no_model(folder, files, kinds)
+
+
+def _openvino(names: Iterable[str]) -> str | None:
+    """Return the .xml of the model among ``names``: the only one but for tokenizers, which some exports add."""
+    models = [name for name in names if not name.endswith("tokenizer.xml")]
+    if len(models) > 1:
+        raise ModelFailed(
+            f"This folder holds {len(models)} OpenVINO models: {listing(models)}.",
+            hint="Drop each alone, its .xml and its .bin in a folder of its own.",
+        )
+    return models[0] if models else None
 
 
 def _kinds(files: dict[str, Path]) -> dict[str, Seen]:
@@ -94,8 +115,6 @@ def _no_model(folder: Path, files: dict[str, Path], kinds: dict[str, Seen]) -> M
             "This folder is a diffusers pipeline of several models, which is not converted.",
             hint="Drop its parts one by one, exported to ONNX.",
         )
-    if (folder / "adapter_config.json").is_file():
-        return adapter()
     models = [name for name, seen in kinds.items() if seen.format in _LOADED]
     if len(models) > 1:
         return ModelFailed(

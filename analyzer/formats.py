@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyzer import onnx_wire
+from analyzer import flatbuffer, onnx_wire
 from analyzer.byte_source import codec_of, head_of, open_bytes
 from analyzer.pickle_machine import TORCH_MAGIC, BrokenPickle, read_pickle
 from analyzer.zip_members import NoCentralDirectory, ZipMembers, first_member, open_zip
@@ -29,6 +30,7 @@ class Seen:
 _MAGIC: tuple[tuple[int, bytes, Format, str], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", Format.KERAS, "keras-h5"),
     (4, b"TFL3", Format.TFLITE, "tflite"),
+    (0, b"ML\xefR", Format.JAX_EXPORT, "stablehlo"),
     (0, b"GGUF", Format.GGUF, "gguf"),
     (0, b"lmgg", Format.GGUF, "gguf"),
     (0, b"tjgg", Format.GGUF, "gguf"),
@@ -49,6 +51,12 @@ _TEXT_HEADS: tuple[tuple[bytes, str], ...] = (
     (b"<html", "html"),
     (b"<?xml", "xml"),
 )
+_OPENVINO = re.compile(
+    rb"(<\?xml[^>]{0,200}\?>\s*)?(<!--.{0,1000}?-->\s*)*<net\s[^>]{0,1000}?\bversion=[\"']\d+[\"'][^>]{0,1000}>\s*"
+    rb"(<!--.{0,1000}?-->\s*)*<(meta_data|layers|pre-process|statistics)\b",
+    re.S,
+)
+"""The root of OpenVINO's IR. A document type before it, which no OpenVINO writes, makes it any other XML."""
 _XGBOOST_OBJECTIVE = re.compile(rb"(reg|binary|multi|rank|count|survival):[a-z]+.{0,64}?(gbtree|gblinear|dart)", re.S)
 _PYTHON = re.compile(rb"^(import \w|from [\w.]+ import |def \w+\(|class \w+.*:)", re.M)
 _IDENTIFIERS = re.compile(r"[A-Za-z_][\w.]*\Z")
@@ -84,6 +92,8 @@ def _without_magic(path: Path, head: bytes) -> Seen:
     if head[:4] == b"binf" or (b"\0" in head[:64] and _XGBOOST_OBJECTIVE.search(head[:1024])):
         return Seen(Format.XGBOOST, "xgboost-binary")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if _OPENVINO.match(start):
+        return Seen(Format.OPENVINO, "openvino")
     for prefix, kind in _TEXT_HEADS:
         if start[: len(prefix)].lower() == prefix:
             return Seen(Format.TEXT, kind)
@@ -92,9 +102,13 @@ def _without_magic(path: Path, head: bytes) -> Seen:
         return Seen(Format.ONNX, "onnx")
     if _saved_model(path):
         return Seen(Format.SAVED_MODEL, "saved-model-file")
+    if _jax_export(path):
+        return Seen(Format.JAX_EXPORT, "jax-export")
     if _old_pickle(path, head):
         return Seen(Format.PICKLE, "pickle")
     if _is_text(head):
+        if b"module @" in head and (b"stablehlo" in head or b"mhlo." in head):
+            return Seen(Format.JAX_EXPORT, "stablehlo")
         if start[:1] in (b"{", b"["):
             return Seen(Format.TEXT, "json")
         return Seen(Format.TEXT, "python" if _PYTHON.search(head) else "text")
@@ -196,6 +210,17 @@ def _saved_model(path: Path) -> bool:
         except onnx_wire.NotWire:
             return False
     return len(seen) >= 2 and seen[0] == (1, onnx_wire.VARINT) and set(seen[1:]) == {(2, onnx_wire.BYTES)}
+
+
+def _jax_export(path: Path) -> bool:
+    """Whether the file is jax.export's flatbuffer: a table whose fourteenth field is MLIR bytecode."""
+    if path.stat().st_size < 64:
+        return False
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return flatbuffer.root(data).bytes_of(13, 4) == b"ML\xefR"
+        except flatbuffer.NotFlatbuffer:
+            return False
 
 
 def _is_text(head: bytes) -> bool:

@@ -1,9 +1,6 @@
-"""What a Hugging Face architecture name says about its task, and which ones can't be served as one forward pass."""
+"""What a Hugging Face architecture name says about its task."""
 
 from __future__ import annotations
-
-from analyzer.draft import clean
-from schemas.errors import Unsupported
 
 _TASKS: tuple[tuple[str, str], ...] = (
     ("ForSequenceClassification", "text-classification"),
@@ -60,23 +57,3 @@ def task_of(architecture: str, model_type: str) -> str | None:
 def is_causal(architecture: str) -> bool:
     """Whether the architecture writes text token by token."""
     return architecture.endswith(_CAUSAL)
-
-
-def refusal_of(architecture: str) -> Unsupported | None:
-    """Return what to say about an architecture whose use is a loop of forward passes, None for all others."""
-    name = clean(architecture, 100)
-    if is_causal(architecture):
-        return Unsupported(
-            f"This is a causal language model ({name}); it is described here, and there is no target yet that converts "
-            "and serves generation with a key-value cache.",
-            hint="Until there is, serve the folder as it is: `vllm serve FOLDER`, "
-            "`text-generation-launcher --model-id FOLDER`, or llama.cpp after `convert_hf_to_gguf.py FOLDER`.",
-        )
-    if architecture.endswith(_GENERATES):
-        return Unsupported(
-            f"This model generates its output step by step ({name}); it is described here, and there is no target yet "
-            "that converts an encoder, a decoder and the loop around them.",
-            hint="Until there is, serve the folder with vLLM or transformers' pipeline, or drop its encoder alone "
-            "(saved with save_pretrained).",
-        )
-    return None

@@ -9,8 +9,10 @@ from typing import Any
 from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.exported_program import at, load_json, rows
 from analyzer.formats import Seen, recognise
-from analyzer.hf_architecture import refusal_of, task_of
+from analyzer.hf_architecture import task_of
 from analyzer.licence import read_licence
+from analyzer.peft_adapter import CONFIG as ADAPTER_CONFIG
+from analyzer.peft_adapter import base_folder, is_adapter, read_adapter
 from analyzer.safetensors_header import read_header
 from analyzer.torch_archive import saved_tensors
 from schemas.descriptor import Format
@@ -69,27 +71,27 @@ def _is_config(path: Path) -> bool:
 def read_huggingface(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from the folder ``draft.path``; the weights' headers are read, not their bytes."""
     folder = transformer_folder(draft.path)
+    files: tuple[str, ...] = ()
+    if is_adapter(draft.path, WEIGHTS):
+        adapter = read_json(draft.path / ADAPTER_CONFIG, ADAPTER_CONFIG)
+        files = read_adapter(draft, draft.path, adapter)
+        folder = base_folder(draft.path, adapter)
     if folder is None:
         raise ModelFailed("This folder has no usable config.json.", hint="Save the model again with save_pretrained.")
     config = read_json(folder / "config.json", "config.json")
     version = at(config, "transformers_version")
     draft.know(framework="transformers", producer="transformers")
     draft.know(framework_version=version if isinstance(version, str) else None)
-    architecture = read_settings(draft, folder, config)
+    read_settings(draft, folder, config)
     _sentence_parts(draft)
     names = [name for name in _MEMBERS if (draft.path / name).is_file()]
     draft.know(files=tuple(names))
-    refusal = refusal_of(architecture)
-    if refusal is not None:
-        draft.refuse(refusal)
     auto_map = at(config, "auto_map")
     if isinstance(auto_map, dict) and auto_map:
         draft.note(
             "config.json asks for Python code from the folder (auto_map), which is not run; transformers' own class is."
         )
-    if (folder / "adapter_config.json").is_file() and not any((folder / name).exists() for name in WEIGHTS):
-        raise adapter()
-    draft.know(files=tuple(names) + _weights(draft, folder))
+    draft.know(files=(*names, *files, *_weights(draft, folder)))
 
 
 def read_settings(draft: Draft, folder: Path, config: Any) -> str:
@@ -99,19 +101,17 @@ def read_settings(draft: Draft, folder: Path, config: Any) -> str:
     architecture = architectures[0] if architectures else ""
     told = at(config, "model_type")
     model_type = told if isinstance(told, str) else ""
-    draft.know(architecture=architecture or model_type, task=task_of(architecture, model_type))
+    task = task_of(architecture, model_type)
+    if task == "text2text-generation" and at(config, "vision_config") is not None:
+        task = "image-text-to-text"
+    draft.know(architecture=architecture or model_type, task=task)
+    longest = at(config, "max_position_embeddings")
+    if isinstance(longest, int) and 0 < longest <= 1 << 40 and draft.facts.get("task") == "text-generation":
+        draft.know(context_length=longest)
     _labels(draft, config)
     _tokenizer(draft, folder)
     read_licence(draft, draft.path)
     return architecture
-
-
-def adapter() -> Unsupported:
-    """Say how to make a model of a PEFT adapter."""
-    return Unsupported(
-        "This folder holds a PEFT adapter, which is only the difference to a base model.",
-        hint="Merge it where the base model is: `model.merge_and_unload().save_pretrained(FOLDER)`, and drop that.",
-    )
 
 
 def _labels(draft: Draft, config: Any) -> None:

@@ -245,7 +245,7 @@ def _signature(draft: Draft, graph: Any) -> None:
                 raise ModelFailed(
                     f"This ONNX file declares the {side} {name!r} more than once.", hint="Export it again."
                 )
-            if 0 in (_dims(value) or ()):
+            if 0 in (_dims(value) or ()) and (side == "output" or all(0 in (_dims(other) or ()) for other in inputs)):
                 raise Unsupported(
                     f"The {side} {name!r} of this ONNX file has an axis of size 0; Triton serves axes of 1 and more.",
                     hint=f"Export the model without that {side}, or with its real size.",

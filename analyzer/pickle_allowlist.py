@@ -109,6 +109,22 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     # The wrapper stands for an array whose bytes follow; the machine steps over them.
     "joblib: array wrapper": {"joblib.numpy_pickle": "NumpyArrayWrapper"},
+    # Their __setstate__ hands bytes to the library's own parser of models and sets attributes; none imports or calls
+    # what the state names. Parsing hostile bytes natively is what the sandbox is for, as for their own file formats.
+    "boosting: estimators and boosters": {
+        "xgboost.sklearn": "XGBClassifier XGBRegressor XGBRanker XGBRFClassifier XGBRFRegressor XGBModel",
+        "xgboost.core": "Booster",
+        "lightgbm.sklearn": "LGBMClassifier LGBMRegressor LGBMRanker LGBMModel",
+        "lightgbm.basic": "Booster",
+        "catboost.core": "CatBoost CatBoostClassifier CatBoostRegressor CatBoostRanker",
+    },
+    # A partial calls no more than what it is given, which has to be on this list itself and could be called at once.
+    "scikit-learn: what searches and imputers are made of": {
+        "functools": "partial",
+        "sklearn.utils.validation": "check_array",
+        "sklearn.compose._column_transformer": "make_column_selector",
+        "sklearn.impute._iterative": "_ImputerTriplet",
+    },
     "scipy: matrices and trees": {
         **{
             f"scipy.sparse._{kind}": f"{kind}_matrix {kind}_array"

@@ -20,10 +20,10 @@ def which_class(what: str, count: int, shapes: str) -> NeedsInput:
 
 
 def whole_module(class_name: str) -> Unsupported:
-    """Say how to save a model so that it needs no unpickling of its classes."""
+    """Say how to save a model whose pickle torch's restricted unpickler does not read: plain pickles, old formats."""
     return Unsupported(
-        f"This file is a whole PyTorch module pickled by torch.save (class {clean(class_name, 120)}); it can't be "
-        "loaded without importing and running its own code.",
+        f"This file is a whole PyTorch module (class {clean(class_name, 120)}) in a pickle that can't be loaded "
+        "without running whatever it asks for.",
         hint=(
             "Save it as a program instead, where it was trained:\n"
             "program = torch.export.export(model.eval(), (example_input,))\n"

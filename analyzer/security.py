@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from analyzer.content_scan import ContentScan
+from analyzer.folder import files_of
+from analyzer.formats import recognise
+from analyzer.skops_schema import skops_findings
 from schemas.descriptor import SecurityFinding
-from schemas.errors import LimitExceeded
+from schemas.errors import LimitExceeded, ModeliumError
 from schemas.sidecar import Sidecar
 
 
@@ -30,8 +33,27 @@ def scan(
             found.folder(path, frozenset({named} if named else ()))
         else:
             found.file(path)
+        _skops(found, path, frozenset(allowed_globals))
         if code is not None and code != path:
             found.code_folder(code)
     except LimitExceeded as error:
         found.limit(error)
     return found.result()
+
+
+def _skops(found: ContentScan, path: Path, allowed: frozenset[str]) -> None:
+    """Judge the classes that skops files name; what can't be read of one is for its reader to say."""
+    for where, file in files_of(path) if path.is_dir() else [("", path)]:
+        try:
+            with file.open("rb") as handle:
+                if handle.read(2) != b"PK" or recognise(file).kind != "skops":
+                    continue
+            findings = skops_findings(file, allowed)
+        except LimitExceeded as error:
+            found.limit(error, where)
+            continue
+        except ModeliumError:
+            continue
+        for finding in findings:
+            at = f"{where}/{finding.where}".strip("/")
+            found.note(finding.code, finding.severity, finding.message, at, finding.subject)

@@ -13,6 +13,7 @@ from schemas.descriptor import Format, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 
 MAX_STEPS = 100
+_BOOSTING = {"xgboost": Format.XGBOOST, "lightgbm": Format.LIGHTGBM, "catboost": Format.CATBOOST}
 _REGRESSORS = ("Regressor", "Regression", "SVR", "Ridge", "Lasso", "ElasticNet", "Lars", "NuSVR", "LinearSVR")
 
 
@@ -26,22 +27,31 @@ def read_pickled(draft: Draft, seen: Seen) -> None:
     if not reading.complete:
         draft.note(f"Only the first {reading.opcodes} instructions of this pickle were read for its description.")
     modules = {found.module for found in reading.globals}
-    if any(module == "sklearn" or module.startswith("sklearn.") for module in modules):
+    boosting = {module.partition(".")[0] for module in modules} & _BOOSTING.keys()
+    if boosting:
+        # With scikit-learn or without it: these estimators are scikit-learn's by their methods.
+        draft.know(toolchain="boosting")
+        held = _class(reading.root)
+        if held is not None and held.name == "Booster":
+            _booster(draft, held)
+            return
+    if boosting or any(module == "sklearn" or module.startswith("sklearn.") for module in modules):
         draft.format = Format.SKLEARN
         _estimator(draft, reading)
         return
     draft.refuse(_other(reading))
 
 
+def _booster(draft: Draft, held: Global) -> None:
+    """A booster of its own, not in an estimator."""
+    library = held.module.partition(".")[0]
+    draft.format = _BOOSTING[library]
+    draft.know(framework=library, architecture=held.name)
+
+
 def _other(reading: Reading) -> ModelFailed:
     roots = sorted({found.module.partition(".")[0] for found in reading.globals})
     for library, how in (
-        (
-            "xgboost",
-            "Save it with `model.save_model('model.json')`, convert that with onnxmltools and drop the ONNX file.",
-        ),
-        ("lightgbm", "Convert it with `onnxmltools.convert_lightgbm` and drop the ONNX file."),
-        ("catboost", "Save it with `model.save_model('model.onnx', format='onnx')` and drop that."),
         ("keras", "Export it with `model.export('model.onnx', format='onnx')` and drop that."),
         ("tensorflow", "Export it to ONNX with tf2onnx and drop that file."),
     ):

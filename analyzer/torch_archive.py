@@ -12,12 +12,14 @@ from analyzer.draft import Draft, clean, cut_short
 from analyzer.formats import Seen
 from analyzer.pickle_machine import Reading, read_pickle
 from analyzer.pickle_values import Instance, Value
+from analyzer.pickled_module import asked_for
 from analyzer.questions import which_class, whole_module
 from analyzer.torch_tensors import (
     ITEM_BYTES,
     Tensor,
     first_shapes,
     module_class,
+    module_is_root,
     named_tensors,
     record,
     tensor_of,
@@ -41,21 +43,24 @@ _ARGUMENT = re.compile(r"(\w{1,100}): ([^,\n]{1,200}(?:\[[^\]]{0,200}\])?)")
 def read_torch_zip(draft: Draft, seen: Seen) -> None:
     """Fill ``draft`` from a torch zip that is no TorchScript."""
     with open_zip(draft.file) as members:
-        root = _pickle(members, f"{seen.detail}/data.pkl").root
+        reading = _pickle(members, f"{seen.detail}/data.pkl")
         draft.know(framework="pytorch")
-        describe_saved(draft, root)
-        _check_storages(members, seen.detail, root)
+        describe_saved(draft, reading)
+        _check_storages(members, seen.detail, reading.root)
 
 
-def describe_saved(draft: Draft, root: Value) -> None:
+def describe_saved(draft: Draft, reading: Reading) -> None:
     """Tell state_dict from whole module by what the pickle would build, and ask or refuse accordingly."""
+    root = reading.root
     weights = weights_in(root)
     owner = module_class(root)
     if owner is not None:
         draft.format = Format.TORCH_MODULE
         draft.know(architecture=owner.rpartition(".")[2])
         record(draft, named_tensors(root))
-        draft.refuse(whole_module(owner))
+        draft.know(pickle_globals=asked_for(reading)[:1000])
+        if len(asked_for(reading)) > 1000 or not module_is_root(root):
+            draft.refuse(whole_module(owner))
         return
     draft.format = Format.TORCH_STATE_DICT
     if weights is not None:

@@ -8,8 +8,10 @@ from analyzer.byte_source import ByteSource, open_bytes
 from analyzer.draft import Draft, cut_short
 from analyzer.formats import Seen
 from analyzer.pickle_machine import read_pickle
+from analyzer.questions import whole_module
 from analyzer.torch_archive import describe_saved
-from analyzer.torch_tensors import ITEM_BYTES, Tensor, named_tensors
+from analyzer.torch_tensors import ITEM_BYTES, Tensor, module_class, named_tensors
+from schemas.descriptor import Format
 from schemas.errors import ModelFailed
 
 _WHAT = "PyTorch file in the format before 1.6"
@@ -21,9 +23,12 @@ def read_torch_legacy(draft: Draft, seen: Seen) -> None:
         with open_bytes(draft.file) as source:
             for _ in range(3):
                 read_pickle(source, max_opcodes=10_000)
-            root = read_pickle(source).root
+            reading = read_pickle(source)
+            root = reading.root
             draft.know(framework="pytorch", producer="torch.save, legacy format")
-            describe_saved(draft, root)
+            describe_saved(draft, reading)
+            if draft.format is Format.TORCH_MODULE:
+                draft.refuse(whole_module(module_class(root) or "unknown"))
             keys = read_pickle(source).root
             items = {tensor.key: ITEM_BYTES.get(tensor.dtype, 1) for _, tensor in named_tensors(root)}
             _walk_storages(source, keys, items)

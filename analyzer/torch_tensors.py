@@ -163,6 +163,18 @@ def module_class(root: Value) -> str | None:
     return None
 
 
+def module_is_root(root: Value) -> bool:
+    """Whether what was saved is the module itself, or a checkpoint that holds it under one of the usual keys."""
+    if isinstance(root, Instance) and root.state is not None and root.attributes().get("_parameters") is not None:
+        return True
+    pairs = pairs_of(root) or []
+    return any(
+        key in WEIGHT_KEYS and isinstance(value, Instance) and module_is_root(value)
+        for key, value in pairs
+        if isinstance(key, str)
+    )
+
+
 def _legacy_class(callee: Value) -> Global | None:
     """Torch's legacy format names classes by the persistent id ('module', class, source file, source)."""
     if isinstance(callee, Persistent) and isinstance(callee.id, tuple) and len(callee.id) > 1:

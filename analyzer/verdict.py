@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analyzer.draft import CutShort, clean
+from analyzer.pickled_module import WhichClasses
 from schemas.descriptor import SecurityFinding, Severity
 from schemas.errors import ModeliumError, NeedsInput, Quarantined
 
@@ -31,9 +32,16 @@ def decide(refusal: ModeliumError | None, findings: tuple[SecurityFinding, ...])
         )
     if isinstance(refusal, Quarantined) or (refusal is not None and not isinstance(refusal, NeedsInput)):
         return refusal
+    if isinstance(refusal, WhichClasses) and all(finding.code == "pickle-global" for finding in unknowns):
+        return refusal
     if unknowns:
         return _question(unknowns)
     return refusal
+
+
+def archive_dangers(findings: tuple[SecurityFinding, ...]) -> tuple[SecurityFinding, ...]:
+    """Return what is dangerous in an archive; doubts about its members are for the analysis of what it unpacks to."""
+    return tuple(finding for finding in findings if finding.severity is Severity.DANGER)
 
 
 def _sentence(findings: list[SecurityFinding], *, thing: str = "danger") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Guess:
     sizes: Mapping[str, int]
     feeds: Arrays | None = None
     """Real arrays of those sizes, where there are some."""
+    domains: Mapping[str, Domain] = field(default_factory=dict)
+    """What inputs are held to beside what the model itself tells."""
 
     def __str__(self) -> str:
         return ", ".join(
@@ -67,13 +69,13 @@ def find(run: Run, guess: Guess, seed: int, domains: Mapping[str, Domain]) -> Si
     if alone:
         # What cannot change is better fixed at one row than at the two it was tried with; squeeze() makes such models.
         with contextlib.suppress(ModelFailed):
-            return find(run, Guess(guess.inputs, {**guess.sizes, **alone}), seed, domains)
+            return find(run, replace(guess, sizes={**guess.sizes, **alone}), seed, domains)
     return explorer.signature()
 
 
 class _Explorer:
     def __init__(self, run: Run, guess: Guess, seed: int, domains: Mapping[str, Domain]) -> None:
-        self.run, self.guess, self.seed, self.domains = run, guess, seed, domains
+        self.run, self.guess, self.seed, self.domains = run, guess, seed, {**domains, **guess.domains}
         self.dynamic: dict[str, str] = {}
         """Axis of the guess to the name it is known by; an axis that is not in it is fixed."""
         self.seen: list[tuple[dict[str, int], Arrays]] = []

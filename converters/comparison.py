@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from converters.arrays import Array
+from schemas.descriptor import TensorSpec
 from schemas.evidence import OutputParity
 from schemas.target import Tolerance
 
@@ -33,10 +34,19 @@ class Difference:
     """Number of values that ``agreement`` is the share of."""
     by_distance: bool = False
     """It failed by how far the values are apart; not by their dtype, shape, NaN or infinity."""
+    kl: float | None = None
+    """Mean divergence of a language model's distributions, in nats."""
 
 
 def compare(
-    original: Array, candidate: Array, tolerance: Tolerance, *, lossy: bool, classes: bool = False, vector: bool = False
+    original: Array,
+    candidate: Array,
+    tolerance: Tolerance,
+    *,
+    lossy: bool,
+    classes: bool = False,
+    tokens: bool = False,
+    vector: bool = False,
 ) -> Difference:
     """Compare two arrays of one output.
 
@@ -46,12 +56,15 @@ def compare(
     ``min_cosine`` and its length is within a tenth, and not by the formula: a lossy tolerance is wide, and small
     outputs stay within it whatever their direction. Only rows of a single number, which have no direction, are judged
     by the formula then too. NaN and infinities must stand in the same places. Integers, booleans and strings pass when
-    the share of equal values reaches ``min_agreement``.
+    the share of equal values reaches ``min_agreement``; with ``lossy``, 8- and 16-bit integers are the numbers of a
+    quantised model and are compared as such.
 
     ``classes`` says that the last axis holds scores of classes; then the share of equal top-1 is told as well.
+    ``tokens`` says that it holds logits over a vocabulary; then the share of equal tokens is told, and how far the
+    distributions are apart.
     ``vector`` says that an array of one axis is one row, and not one number a row.
     """
-    numeric = original.dtype.kind == "f"
+    numeric = original.dtype.kind == "f" or (lossy and original.dtype.kind in "iu" and original.dtype.itemsize <= 2)
     method: Literal["numeric", "agreement"] = "numeric" if numeric else "agreement"
     if _kind(original) != _kind(candidate):
         return Difference(method, False, f"is {candidate.dtype.name} where the original gives {original.dtype.name}")
@@ -63,7 +76,47 @@ def compare(
         share = float(np.mean(original == candidate)) if original.size else 1.0
         why = "" if share >= tolerance.min_agreement else f"agrees in {share:.2%} of its values"
         return Difference(method, not why, why, agreement=share, weight=max(original.size, 1))
-    return _numeric(original.astype(np.float64), candidate.astype(np.float64), tolerance, lossy, classes, vector)
+    difference = _numeric(
+        original.astype(np.float64), candidate.astype(np.float64), tolerance, lossy, classes or tokens, vector
+    )
+    if tokens and difference.agreement is not None:
+        return replace(difference, kl=divergence(original, candidate))
+    return difference
+
+
+def divergence(original: Array, candidate: Array) -> float:
+    """Return the mean of KL(original || candidate) over all places, in nats; the last axis holds logits.
+
+    Logits of minus infinity, which forbid a token, count as the least chance that float64 can tell from none.
+    """
+    width = original.shape[-1]
+    p, q = _log_softmax(original.reshape(-1, width)), _log_softmax(candidate.reshape(-1, width))
+    each = np.clip((np.exp(p) * (p - q)).sum(-1), 0.0, None)
+    return float(each.mean()) if each.size else 0.0
+
+
+_LEAST_LOG = -700.0
+
+
+def _log_softmax(logits: Array) -> Array:
+    rows = np.nan_to_num(logits.astype(np.float64))
+    rows = np.maximum(rows - rows.max(-1, keepdims=True, initial=np.finfo(np.float64).min), _LEAST_LOG)
+    result: Array = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+    return result
+
+
+_TOKEN_TASKS = frozenset({"text-generation", "text2text-generation", "fill-mask", "automatic-speech-recognition"})
+
+
+def token_outputs(task: str | None, outputs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Return the outputs that hold logits over a vocabulary: (batch, place, token), of a model that gives tokens."""
+    if task not in _TOKEN_TASKS:
+        return frozenset()
+    return frozenset(
+        spec.name
+        for spec in outputs
+        if "logits" in spec.name and "float" in spec.dtype and len(spec.shape) == 3 and spec.shape[-1] not in (0, 1)
+    )
 
 
 def _numeric(a: Array, b: Array, tolerance: Tolerance, lossy: bool, classes: bool, vector: bool) -> Difference:
@@ -136,6 +189,8 @@ def gather(
     counted = real or [d for _, _, d in found if d.agreement is not None]
     total = sum(d.weight for d in counted)
     agreement = sum((d.agreement or 0.0) * d.weight for d in counted) / total if total else None
+    spread = [d for d in counted if d.kl is not None]
+    kl = sum((d.kl or 0.0) * d.weight for d in spread) / sum(d.weight for d in spread) if spread else None
     method = found[0][2].method if found else "numeric"
     if method == "agreement":
         # The share over all values decides; one small case with one flip is no failure of its own.
@@ -144,7 +199,8 @@ def gather(
             worst = min(found, key=lambda item: item[2].agreement if item[2].agreement is not None else 1.0)
             failed = [(worst[0], Difference("agreement", False, f"agrees in {agreement:.2%} of its values"))]
     elif lossy and not failed and agreement is not None and agreement < tolerance.min_agreement:
-        text = f"has the same top class in {agreement:.2%} of rows, below {tolerance.min_agreement:.0%}"
+        what = "token in {:.2%} of places" if spread else "top class in {:.2%} of rows"
+        text = f"has the same {what.format(agreement)}, below {tolerance.min_agreement:.0%}"
         failed = [(found[0][0], Difference("numeric", False, text))]
     worst_case = failed[0][0] if failed else _worst(judged)
     parity = OutputParity(
@@ -154,6 +210,7 @@ def gather(
         max_rel=_most(d.max_rel for _, _, d in found),
         cosine=_least(d.cosine for _, _, d in judged),
         agreement=agreement,
+        kl=kl,
         passed=not failed,
         worst_case=worst_case,
     )

@@ -142,6 +142,33 @@ def name_axes(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Seq
                     _set(dim, wanted)
 
 
+def tell_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
+    """Give the outputs that the graph declares no shape of the one that ``outputs`` have; checkers ask for one."""
+    known = {spec.name: spec for spec in outputs}
+    for value in model.graph.output:
+        kind = value.type.tensor_type
+        if value.name in known and value.type.HasField("tensor_type") and not kind.HasField("shape"):
+            kind.shape.CopyFrom(value_info(known[value.name]).type.tensor_type.shape)
+
+
+def make_dense(model: onnx.ModelProto) -> bool:
+    """Turn sparse weights into plain ones, which every reader and writer knows; return whether there were some."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for sparse in model.graph.sparse_initializer:
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    found = len(model.graph.sparse_initializer) > 0
+    del model.graph.sparse_initializer[:]
+    return found
+
+
 def _set(dim: onnx.TensorShapeProto.Dimension, wanted: Dim) -> None:
     if isinstance(wanted, str):
         dim.dim_param = wanted

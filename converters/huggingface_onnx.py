@@ -6,30 +6,34 @@ from converters import torch_export
 from converters.huggingface_source import load_huggingface
 from converters.silence import quiet
 from schemas.catalog import HuggingfaceExportOptions
-from schemas.errors import ConversionFailed
+from schemas.errors import ConversionFailed, ModelFailed
 from schemas.step_io import StepContext, StepOutcome
+
+_PLAINER = {"fused": ("fused", "sdpa", "eager"), "sdpa": ("sdpa", "eager"), "eager": ("eager",)}
+"""What is asked for first, then what is tried when it fails."""
 
 
 def convert(context: StepContext) -> StepOutcome:
     """Export input ``model``, a folder, to ONNX. Raises ConversionFailed; only ever in the sandbox.
 
-    When the exporter fails on ``options.attention``'s fused attention, plain attention is tried in the same step.
+    When that fails with ``options.attention``, the plainer kinds of attention are tried in the same step.
     """
     options: HuggingfaceExportOptions = context.options
     descriptor = context.request.descriptor
     if descriptor is None:
         raise ValueError("huggingface_onnx needs request.descriptor")
     folder = context.input("model")
-    context.progress(0.05, "Loading the model with transformers")
-    with quiet():
-        source = load_huggingface(context, folder, descriptor, options.attention)
-    try:
-        return torch_export.export(context, source)
-    except ConversionFailed as failure:
-        if options.attention == "eager":
-            raise
-        note = f"Exported with plain attention, because with {options.attention}: {failure.args[0]}"
-    context.progress(0.1, "Loading the model with plain attention")
-    with quiet():
-        source = load_huggingface(context, folder, descriptor, "eager")
-    return torch_export.export(context, source, notes=(note,))
+    kinds = _PLAINER[options.attention]
+    notes: list[str] = []
+    for number, attention in enumerate(kinds):
+        context.progress(0.05, f"Loading the model with {attention} attention")
+        try:
+            with quiet():
+                source = load_huggingface(context, folder, descriptor, attention)
+            return torch_export.export(context, source, notes=notes)
+        except (ConversionFailed, ModelFailed) as failure:
+            # A model that does not load with plain attention either is at fault itself.
+            if number == len(kinds) - 1 or (isinstance(failure, ModelFailed) and attention != "fused"):
+                raise
+            notes.append(f"Exported with {kinds[number + 1]} attention, because with {attention}: {failure.args[0]}")
+    raise AssertionError("one of the kinds was tried last")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from schemas.evidence import Machine
 
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch", "transformers", "scikit-learn", "skl2onnx")
+_LIBRARIES = (
+    "numpy", "onnx", "onnxruntime", "torch", "transformers", "scikit-learn", "skl2onnx", "openvino", "tensorflow",
+    "xgboost-cpu", "lightgbm", "catboost",
+)  # fmt: skip
 _FLAGS = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2",
@@ -27,7 +30,7 @@ def describe(threads: int) -> Machine:
         threads=threads,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         os=f"{platform.system()} {platform.release()}",
-        versions={"python": platform.python_version(), **_versions()},
+        versions=versions(),
     )
 
 
@@ -46,8 +49,9 @@ def _cpu() -> tuple[str, frozenset[str]]:
     return name, flags
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Return the versions of this interpreter's libraries that decide speed."""
+    found = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             found[library] = metadata.version(library)

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converters import onnx_file
+from converters import machine
 from converters.arrays import load
-from converters.runners import OnnxRunner, Runner, load_original
+from converters.runners import Runner, load_candidate, load_original
+from schemas.catalog import parse_options
+from schemas.descriptor import Format
 from schemas.errors import ModeliumError
 from schemas.plan import ORIGINAL
 from schemas.step_io import StepContext, StepRequest
@@ -25,7 +27,7 @@ from schemas.step_io import StepContext, StepRequest
 LEAST_RUNS = 3
 """Timed runs of one turn, however long they take."""
 _MOST_RUNS = 2000
-_WARM_RUNS = 5
+_WARM_RUNS = 3
 _WARM_S = 0.3
 """Warming up stops when both are reached; the TorchScript interpreter compiles during its first runs."""
 _LONGEST_WARM_S = 10.0
@@ -35,7 +37,7 @@ class Worker:
     """Loaded contenders and their bound inputs, by contender and batch."""
 
     def __init__(self, request: StepRequest, workspace: Path) -> None:
-        self.context = StepContext(request, workspace, None)
+        self.context = StepContext(request, workspace, parse_options(request.kind, request.options))
         self.runners: dict[str, Runner] = {}
         self.calls: dict[tuple[str, int], Callable[[], object]] = {}
 
@@ -45,7 +47,7 @@ class Worker:
         match order["do"]:
             case "load":
                 self.runners[contender] = self._load(contender, order["input"])
-                return {"runtime": self.runners[contender].runtime}
+                return {"runtime": self.runners[contender].runtime, "versions": machine.versions()}
             case "bind":
                 call = self.runners[contender].bind(load(Path(order["feeds"])))
                 self.calls[contender, batch] = call
@@ -57,8 +59,8 @@ class Worker:
     def _load(self, contender: str, source: str) -> Runner:
         if contender == ORIGINAL:
             return load_original(self.context)
-        path = self.context.workspace / source
-        return OnnxRunner(onnx_file.find(path, None), threads=self.context.request.threads)
+        format_ = self.context.options.formats.get(contender, Format.ONNX)
+        return load_candidate(self.context.workspace / source, format_, threads=self.context.request.threads)
 
 
 def timed(call: Callable[[], object], least_ms: float) -> list[float]:

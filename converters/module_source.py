@@ -8,8 +8,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from converters.library_module import build_from_library, is_transformers
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.torch_source import Call, TorchSource, flat_module, keyword_call, need_class
 from schemas.descriptor import Format, ModelDescriptor
@@ -38,26 +40,40 @@ def load_module(context: StepContext, path: Path, descriptor: ModelDescriptor) -
     if sidecar is None or sidecar.module is None or not context.has("code"):
         raise need_class()
     source = sidecar.module
-    module = build(context.input("code"), source)
+    module = build_from_library(source) if source.library else build(context.input("code"), source)
     state, notes = read_weights(path, descriptor)
     state, more = _fit_prefixes(state, module)
     _load_strictly(module, state, source)
-    module.eval()
-    arguments, required = _tensor_arguments(module, source)
-    inputs = tuple(spec.name for spec in descriptor.inputs) or tuple(item.name for item in sidecar.inputs) or required
-    outputs = tuple(spec.name for spec in descriptor.outputs) or sidecar.outputs
+    if is_transformers(module):
+        from converters.huggingface_source import source_from
+
+        return source_from(module, path.parent, descriptor, notes=(*notes, *more))
+    return as_source(context, descriptor, module.eval(), source.class_name, (*notes, *more))
+
+
+def as_source(
+    context: StepContext, descriptor: ModelDescriptor, module: torch.nn.Module, name: str, notes: Sequence[str]
+) -> TorchSource:
+    """Return ``module``, whose class is called ``name``, as a source. Its inputs are the descriptor's, else the
+    sidecar's, else what its forward takes without a default.
+    """
+    sidecar = context.request.sidecar
+    arguments, required = _tensor_arguments(module, name)
+    said = tuple(item.name for item in sidecar.inputs) if sidecar is not None else ()
+    inputs = tuple(spec.name for spec in descriptor.inputs) or said or required
+    outputs = tuple(spec.name for spec in descriptor.outputs) or (sidecar.outputs if sidecar is not None else ())
     if not inputs:
         raise NeedsInput(
-            f"Which inputs does {source.class_name}.forward take? It names none that has no default.",
+            f"Which inputs does {name}.forward take? It names none that has no default.",
             hint="Declare them in <filename>.modelium.yaml, in their order:\n"
             "inputs:\n- {name: image, dtype: float32, shape: [batch, 3, 224, 224]}",
         )
-    call = keyword_call(arguments, inputs, f"{source.class_name}.forward") if arguments else _positional
-    flat = flat_module(module, _guarded(call, source), outputs, inputs)
-    return TorchSource(flat, inputs, outputs, notes=(*notes, *more), inner=module)
+    call = keyword_call(arguments, inputs, f"{name}.forward") if arguments else _positional
+    flat = flat_module(module, _guarded(call, name), outputs, inputs)
+    return TorchSource(flat, inputs, outputs, notes=tuple(notes), inner=module)
 
 
-class _PersonsCode:
+class PersonsCode:
     """Turns what a person's code raises and no framework does, such as its own exception classes, into ModelFailed."""
 
     def __init__(self, what: str) -> None:
@@ -74,9 +90,9 @@ class _PersonsCode:
         ) from error
 
 
-def _guarded(call: Call, source: ModuleSource) -> Call:
+def _guarded(call: Call, name: str) -> Call:
     def guarded(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
-        with _PersonsCode(f"{source.class_name}.forward"):
+        with PersonsCode(f"{name}.forward"):
             return call(module, tensors)
 
     return guarded
@@ -90,25 +106,16 @@ def build(code: Path, source: ModuleSource) -> torch.nn.Module:
     """Import ``source.file`` below ``code`` and return an instance of its class, in eval mode."""
     import torch
 
-    file = code / source.file
+    file = code / str(source.file)
     if not file.is_file():
         raise ModelFailed(
             f"The sidecar names {source.file}, which is not beside the model.",
             hint="Put the file there, or mend the path.",
         )
-    spec = importlib.util.spec_from_file_location("modelium_sidecar_module", file)
-    if spec is None or spec.loader is None:
-        raise ModelFailed(
-            f"{source.file} is no Python file.", hint="Name the .py file that defines the class in the sidecar."
-        )
-    imported = importlib.util.module_from_spec(spec)
-    # Registered before it runs, because dataclasses and pickling look their module up; its folder is importable,
-    # because a model's file often imports its neighbours.
-    sys.modules[spec.name] = imported
+    # Its folder is importable, because a model's file often imports its neighbours.
     sys.path.insert(0, str(file.parent))
     try:
-        with _PersonsCode(source.file):
-            spec.loader.exec_module(imported)
+        imported = import_file(file)
         cls = getattr(imported, source.class_name, None)
         if cls is None:
             classes = [name for name, value in vars(imported).items() if inspect.isclass(value)]
@@ -116,7 +123,7 @@ def build(code: Path, source: ModuleSource) -> torch.nn.Module:
                 f"{source.file} has no class {source.class_name}.",
                 hint=f"It defines {', '.join(classes[:10])}." if classes else "It defines no class.",
             )
-        with _PersonsCode(source.class_name):
+        with PersonsCode(source.class_name):
             module = cls(**source.args)
     except ModuleNotFoundError as error:
         raise ModelFailed(
@@ -140,6 +147,29 @@ def build(code: Path, source: ModuleSource) -> torch.nn.Module:
             hint="Name the module's class in the sidecar.",
         )
     return module.eval()
+
+
+def import_file(file: Path) -> ModuleType:
+    """Import the Python file a person named, once. Raises whatever it raises, or ModelFailed for no Python file."""
+    name = "modelium_sidecar_module"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(file):
+        return known
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ModelFailed(
+            f"{file.name} is no Python file.", hint="Name the .py file that defines the class in the sidecar."
+        )
+    imported = importlib.util.module_from_spec(spec)
+    # Registered before it runs, because dataclasses and pickling look their module up.
+    sys.modules[name] = imported
+    try:
+        with PersonsCode(file.name):
+            spec.loader.exec_module(imported)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return imported
 
 
 def _line_in(error: BaseException, file: Path) -> str:
@@ -172,7 +202,7 @@ def read_weights(path: Path, descriptor: ModelDescriptor) -> tuple[dict[str, tor
             ) from error
     try:
         with torch.serialization.safe_globals(_harmless()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         what = f"{found[1]} beside its weights" if found else f"more than weights: {first_line(error)}"
@@ -184,6 +214,12 @@ def read_weights(path: Path, descriptor: ModelDescriptor) -> tuple[dict[str, tor
             f"torch cannot load these weights: {first_line(error)}.", hint="Save or copy the file again."
         ) from error
     return _unnest(loaded)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether torch wrote ``path`` as a zip, which it can map into memory instead of reading it."""
+    with path.open("rb") as handle:
+        return handle.read(4) == b"PK\x03\x04"
 
 
 def _harmless() -> list[Any]:
@@ -266,18 +302,36 @@ def _load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], sour
                 hint="Check the class's 'args' in the sidecar.",
             )
     try:
-        module.load_state_dict(state, strict=True)
+        # The file's own tensors take the places of the class's: a copy would hold a mapped file in memory, twice.
+        module.load_state_dict(_shared(expected, state), strict=True, assign=True)
     except RAISED_BY_MODELS as error:
         raise ModelFailed(f"The weights do not fit {source.class_name}: {first_line(error)}.") from error
 
 
+def _shared(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` in the dtypes of the class, with one tensor for all names that the class gives one weight.
+
+    As where weights are copied one after the other, the last name's values are those that stay.
+    """
+    last: dict[object, str] = {}
+    for key, tensor in expected.items():
+        last[_place(key, tensor)] = key
+    cast = {key: state[key].to(expected[key].dtype) for key in last.values()}
+    return {key: cast[last[_place(key, tensor)]] for key, tensor in expected.items()}
+
+
+def _place(key: str, tensor: torch.Tensor) -> tuple[object, ...]:
+    # What is empty, or on the meta device, has no place: all of it would be one tensor.
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (key,)
+
+
 def _tied(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights that the file leaves out because the class shares them with others: safetensors does that."""
-    places = {(t.data_ptr(), t.shape, t.stride()): key for key, t in expected.items() if key in state and t.numel()}
+    places = {_place(key, tensor): key for key, tensor in expected.items() if key in state}
     return {
-        key: state[places[tensor.data_ptr(), tensor.shape, tensor.stride()]]
+        key: state[places[_place(key, tensor)]]
         for key, tensor in expected.items()
-        if key not in state and (tensor.data_ptr(), tensor.shape, tensor.stride()) in places
+        if key not in state and _place(key, tensor) in places
     }
 
 
@@ -285,7 +339,7 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
-def _tensor_arguments(module: torch.nn.Module, source: ModuleSource) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _tensor_arguments(module: torch.nn.Module, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return forward's own arguments, and those without a default; both () when it takes ``*args``."""
     arguments: list[str] = []
     required: list[str] = []
@@ -296,7 +350,7 @@ def _tensor_arguments(module: torch.nn.Module, source: ModuleSource) -> tuple[tu
             continue
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise Unsupported(
-                f"{source.class_name}.forward takes {parameter.name!r} by position only.",
+                f"{name}.forward takes {parameter.name!r} by position only.",
                 hint="Take the '/' out of its signature.",
             )
         arguments.append(parameter.name)

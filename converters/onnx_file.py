@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converters import ort_values
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.served_interface import fed, make_servable
 from schemas.catalog import SERVED_IR, SERVED_OPSET
 from schemas.descriptor import Dim, DType, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ConversionFailed, ModelFailed
@@ -23,10 +25,14 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 OUTPUT_FOLDER = "model"
 """Below ``out/``, what every converter writes: a folder with ``model.onnx`` and, for a big model, its data."""
+SMALL_BYTES = 1024
+"""Tensors below it always stay in the graph, where shape inference sees their values."""
+APART_BYTES = 256 << 20
+"""Weights in a file of their own stay there above it: brought into the graph, they are held several times over."""
 INLINE_BYTES = 1_900_000_000
 """Above it the weights go to a file of their own; protobuf ends at 2 GiB, and the graph needs room beside them."""
 
-FLOAT32, INT64, FLOAT64, _INT4 = 1, 7, 11, 22
+FLOAT32, INT64, FLOAT16, FLOAT64, _INT4 = 1, 7, 10, 11, 22
 _DTYPES: dict[int, DType] = {
     1: "float32",
     2: "uint8",
@@ -75,14 +81,17 @@ def find(path: Path, descriptor: ModelDescriptor | None = None) -> Path:
     )
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """Return the model at ``path`` with its external data. Raises ModelFailed when it is empty or broken."""
+def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Return the model at ``path`` with its external data; without ``weights``, only with what is small of it.
+
+    Raises ModelFailed when it is empty or broken.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path, load_external_data=False)
-        _read_data_files(model, path.parent)
+        read_data_files(model, path.parent, weights)
     except (DecodeError, onnx.checker.ValidationError, *RAISED_BY_MODELS) as error:
         raise ModelFailed(
             f"The ONNX file cannot be read: {first_line(error)}.", hint="Copy or export it again."
@@ -93,8 +102,8 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _read_data_files(model: onnx.ModelProto, folder: Path) -> None:
-    """Bring the weights that lie in files beside the graph into ``model``.
+def read_data_files(model: onnx.ModelProto, folder: Path, weights: bool = True) -> None:
+    """Bring the weights that lie in files beside the graph into ``model``; the small ones alone without ``weights``.
 
     onnx's own reader refuses files with several hard links, and every file of a stored folder has some. The analyzer
     has refused locations outside the folder; here they are refused once more.
@@ -106,17 +115,36 @@ def _read_data_files(model: onnx.ModelProto, folder: Path) -> None:
         if tensor.data_location != tensor.EXTERNAL:
             continue
         facts = {entry.key: entry.value for entry in tensor.external_data}
-        file = (root / facts.get("location", "")).resolve()
-        if not file.is_relative_to(root) or not file.is_file():
-            raise ModelFailed(
-                f"The weights {tensor.name!r} lie in {facts.get('location')!r}, which is not in the model's folder.",
-                hint="Put all files of the model into one folder and drop that.",
-            )
+        if not weights and int(facts.get("length") or SMALL_BYTES) >= SMALL_BYTES:
+            continue
+        file = _data_file(tensor.name, facts, root)
         with file.open("rb") as data:
             data.seek(int(facts.get("offset", 0)))
             tensor.raw_data = data.read(int(facts["length"])) if facts.get("length") else data.read()
         tensor.ClearField("external_data")
         tensor.data_location = tensor.DEFAULT
+
+
+def _data_file(name: str, facts: Mapping[str, str], root: Path) -> Path:
+    file = (root / facts.get("location", "")).resolve()
+    if not file.is_relative_to(root) or not file.is_file():
+        raise ModelFailed(
+            f"The weights {name!r} lie in {facts.get('location')!r}, which is not in the model's folder.",
+            hint="Put all files of the model into one folder and drop that.",
+        )
+    return file
+
+
+def external_array(tensor: onnx.TensorProto, folder: Path) -> Any:
+    """Return the float32 values of ``tensor``, mapped from its file in ``folder`` where they lie in one."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    if tensor.data_location != tensor.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    file = _data_file(tensor.name, facts, folder.resolve())
+    return np.memmap(file, np.float32, "r", int(facts.get("offset", 0)), tuple(tensor.dims))
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -136,7 +164,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
             save_as_external_data=True,
             all_tensors_to_one_file=True,
             location=DATA_FILE,
-            size_threshold=1024,
+            size_threshold=SMALL_BYTES,
         )
     else:
         onnx.save_model(model, file)
@@ -167,6 +195,16 @@ def has_data_files(path: Path) -> bool:
 
     model = onnx.load(path, load_external_data=False)
     return any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer)
+
+
+def is_apart(path: Path) -> bool:
+    """Whether the model at ``path`` keeps so many weights in files beside it that they are best left there."""
+    return size_of_folder(path) > APART_BYTES and has_data_files(path)
+
+
+def size_of_folder(path: Path) -> int:
+    """Return the bytes of all files in the folder of the model file ``path``."""
+    return sum(part.stat().st_size for part in path.parent.rglob("*") if part.is_file())
 
 
 def size_bytes(model: onnx.ModelProto) -> int:
@@ -229,6 +267,22 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node of the main graph a name that no other has."""
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{number}_{node.output[0] if node.output else ''}"
+        taken.add(node.name)
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put the nodes of ``model`` in an order in which each comes after what it reads, as ONNX asks."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    ONNXModel(model).topological_sort()
+
+
 def all_nodes(model: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
     """Yield every node of the graph, its subgraphs and its local functions."""
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
@@ -260,9 +314,13 @@ def opset(model: onnx.ModelProto) -> int:
 
 
 def session(
-    path: Path | bytes, *, threads: int = 1, options: onnxruntime.SessionOptions | None = None
+    path: Path | bytes,
+    *,
+    threads: int = 1,
+    options: onnxruntime.SessionOptions | None = None,
+    without: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """Open the model at ``path``, or its bytes, in onnxruntime on the CPU.
+    """Open the model at ``path``, or its bytes, in onnxruntime on the CPU, ``without`` optimisers of these names.
 
     Raises ConversionFailed that says what onnxruntime refuses.
     """
@@ -275,7 +333,9 @@ def session(
     options.log_severity_level = 4
     try:
         where = path if isinstance(path, bytes) else str(path)
-        return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            where, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except onnxruntime_errors() as error:
         raise ConversionFailed(
             f"onnxruntime refuses the model: {reason(error)}.", hint="It is not published; another way is tried."
@@ -286,9 +346,16 @@ def run(opened: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[
     """Return output name to array. Raises ConversionFailed with onnxruntime's reason."""
     names = [output.name for output in opened.get_outputs()]
     try:
+        takes = {value.name: value.shape for value in opened.get_inputs()}
         # onnxruntime takes strings as Python objects only.
-        fed = {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in feeds.items()}
-        return dict(zip(names, opened.run(names, fed), strict=True))
+        ready = {
+            name: fed(array.astype(object) if array.dtype.kind == "U" else array, takes.get(name, array.shape))
+            for name, array in feeds.items()
+            if name in takes or array.size  # what holds nothing may have become part of the graph
+        }
+        if ort_values.has_bfloat16(opened):
+            return dict(zip(names, ort_values.run(opened, names, ort_values.ready(opened, ready)), strict=True))
+        return dict(zip(names, opened.run(names, ready), strict=True))
     except onnxruntime_errors() as error:
         shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
         raise ConversionFailed(f"The ONNX model does not run on {shapes}: {reason(error)}.") from error
@@ -327,6 +394,7 @@ def finish(
     context: StepContext, model: onnx.ModelProto, cases: Iterable[Mapping[str, Any]], notes: Sequence[str] = ()
 ) -> StepOutcome:
     """Save ``model`` as the step's output, check it, run it on ``cases``, and return the outcome with its report."""
+    notes = (*notes, *make_servable(model))
     context.progress(0.7, "Saving and checking the ONNX model")
     file = save(model, context.out / OUTPUT_FOLDER)
     check(file)
@@ -357,7 +425,7 @@ def outcome(context: StepContext, file: Path, notes: Sequence[str] = ()) -> Step
         operators=operators(model),
         inputs=inputs,
         outputs=outputs,
-        size_bytes=sum(part.stat().st_size for part in file.parent.rglob("*") if part.is_file()),
+        size_bytes=size_of_folder(file),
         notes=tuple(dict.fromkeys(note[:500] for note in notes))[:50],
     )
     context.progress(1.0, "Converted")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters import graph_interface, onnx_file
+from converters import graph_interface, int8_tables, onnx_file
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.onnx_int8_big import quantize_streamed
+from converters.quantization_rehearsal import REHEARSED_BYTES, Rehearsal
+from converters.quantization_search import search
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
 from schemas.catalog import OnnxInt8Options
+from schemas.descriptor import TensorSpec
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
 
@@ -17,8 +23,8 @@ if TYPE_CHECKING:
     import onnx
 
 _MATRIX_OPERATORS = ("MatMul", "Gemm", "Attention", "LSTM")
-_TABLE_OPERATORS = ("Gather", "EmbedLayerNormalization")
-"""Embeddings: their bytes shrink to a quarter, though nothing is multiplied."""
+_TABLE_OPERATORS = ("EmbedLayerNormalization",)
+"""Fused embeddings: their bytes shrink to a quarter, though nothing is multiplied."""
 _INTEGER_OPERATORS = (
     "MatMulInteger",
     "QAttention",
@@ -32,15 +38,15 @@ _INTEGER_OPERATORS = (
 def convert(context: StepContext) -> StepOutcome:
     """Quantise the constant weights of input ``model``. Names, order and axes of its tensors stay.
 
-    Convolutions stay as they are: with activations quantised at run time they become slower, not faster.
+    Convolutions stay as they are: with activations quantised at run time they become slower, not faster. Where the
+    result misses the target's tolerance on the reference, the nodes that bring most error stay float.
     Raises ConversionFailed when nothing can be quantised.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     options: OnnxInt8Options = context.options
     source = onnx_file.find(context.input("model"), context.request.descriptor)
     context.progress(0.05, "Reading the ONNX model")
-    model = onnx_file.load(source)
+    apart = onnx_file.is_apart(source)
+    model = onnx_file.load(source, weights=not apart)
     inputs, outputs = onnx_file.model_specs(model)
     matrices = quantizable(model)
     if not matrices:
@@ -50,28 +56,44 @@ def convert(context: StepContext) -> StepOutcome:
         )
     counts = onnx_file.operators(model)
     convolutions = counts.get("Conv", 0) + counts.get("com.microsoft::FusedConv", 0)
-    folder = context.out / onnx_file.OUTPUT_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / onnx_file.MODEL_FILE
+    if apart:
+        context.progress(0.2, f"Quantising {matrices} matrix multiplications")
+        return _finish(context, quantize_streamed(source, options), inputs, outputs, convolutions, [])
+    onnx_file.name_nodes(model)
+    tables = int8_tables.shrink(model)
+    scratch = context.out / "quantized"
     context.progress(0.2, f"Quantising {matrices} matrix multiplications")
-    big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
+
+    def build(excluded: tuple[str, ...]) -> tuple[Path, onnx.ModelProto]:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        file = _quantize(model, scratch / onnx_file.MODEL_FILE, options, excluded)
+        return file, onnx_file.load(file)
+
+    def rehearse() -> Rehearsal | None:
+        if onnx_file.size_bytes(model) > REHEARSED_BYTES:
+            return None
+        folder, threads = context.out / "rehearsal", context.request.threads
+        return Rehearsal(model, _matrix_names(model), folder, per_channel=options.per_channel, threads=threads)
+
     try:
-        with quiet():
-            quantize_dynamic(
-                model,
-                file,
-                op_types_to_quantize=[*_MATRIX_OPERATORS, *_TABLE_OPERATORS],
-                per_channel=options.per_channel,
-                reduce_range=options.reduce_range,
-                weight_type=QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8,
-                use_external_data_format=big,
-                # Fused graphs hold operators that ONNX cannot infer types through.
-                extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
-            )
-    except RAISED_BY_MODELS as error:
-        raise ConversionFailed(f"The quantiser failed: {first_line(error)}.") from error
-    quantized = onnx_file.load(file)
-    shutil.rmtree(folder)
+        found = search(context, build, rehearse)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(context.out / "rehearsal", ignore_errors=True)
+    more = [f"{tables} embedding tables are stored as int8, one scale per row."] if tables else []
+    return _finish(context, found.model, inputs, outputs, convolutions, [*more, *found.notes])
+
+
+def _finish(
+    context: StepContext,
+    quantized: onnx.ModelProto,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    convolutions: int,
+    more: Sequence[str],
+) -> StepOutcome:
+    options: OnnxInt8Options = context.options
     onnx_file.drop_unused_opsets(quantized)
     graph_interface.restore_inputs(quantized, inputs)
     graph_interface.restore_outputs(quantized, [spec.name for spec in outputs])
@@ -85,14 +107,43 @@ def convert(context: StepContext) -> StepOutcome:
     notes = [f"{count} matrix multiplications have int8 weights{', one scale per channel' * options.per_channel}."]
     if convolutions:
         notes.append(f"{convolutions} convolutions stay float32: they need calibrated quantisation to gain speed.")
+    notes += more
     return onnx_file.finish(context, quantized, [case.feeds for case in reference_cases(context)], notes)
+
+
+def _quantize(model: onnx.ModelProto, file: Path, options: OnnxInt8Options, excluded: Sequence[str]) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    try:
+        with quiet():
+            quantize_dynamic(
+                model,
+                file,
+                op_types_to_quantize=[*_MATRIX_OPERATORS, *_TABLE_OPERATORS],
+                per_channel=options.per_channel,
+                reduce_range=options.reduce_range,
+                weight_type=QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8,
+                # The quantiser splits Gemm into MatMul and Add first, and gives the MatMul a name of its own.
+                nodes_to_exclude=[part for name in excluded for part in (name, f"{name}_MatMul")],
+                use_external_data_format=onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES,
+                # Fused graphs hold operators that ONNX cannot infer types through.
+                extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
+            )
+    except RAISED_BY_MODELS as error:
+        raise ConversionFailed(f"The quantiser failed: {first_line(error)}.") from error
+    return file
 
 
 def quantizable(model: onnx.ModelProto) -> int:
     """Return how many matrix multiplications of the main graph have a constant weight."""
+    return len(_matrix_names(model))
+
+
+def _matrix_names(model: onnx.ModelProto) -> list[str]:
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    return sum(
-        node.op_type in _MATRIX_OPERATORS and node.domain != "ai.onnx.ml" and node.input[1] in weights
+    return [
+        node.name
         for node in model.graph.node
-    )
+        if node.op_type in _MATRIX_OPERATORS and node.domain != "ai.onnx.ml" and node.input[1] in weights
+    ]

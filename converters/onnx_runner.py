@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from converters import ort_values
 from converters.arrays import Array, Arrays, cast, plain
 from converters.domain import Domain
 from converters.onnx_file import onnxruntime_errors, reason
+from converters.served_interface import fed
 from schemas.descriptor import DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 
@@ -46,6 +48,7 @@ class OnnxRunner:
         except self._errors as error:
             why = reason(error)
             raise ModelFailed(f"onnxruntime cannot load {path.name}: {why}.", hint=_hint(why)) from error
+        self._by_value = ort_values.has_bfloat16(self._session)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._specs = {spec.name: spec for spec in self.inputs}
@@ -69,11 +72,14 @@ class OnnxRunner:
         missing = [name for name in self._specs if name not in ready]
         if missing:
             raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.", hint=self._signature())
-        session, outputs, errors = self._session, self._outputs, self._errors
+        session, outputs, errors, by_value = self._session, self._outputs, self._errors, self._by_value
+        values = ort_values.ready(session, ready) if by_value else ready
 
         def call() -> Sequence[Any]:
             try:
-                result: Sequence[Any] = session.run(outputs, ready)
+                result: Sequence[Any] = (
+                    ort_values.run(session, outputs, values) if by_value else session.run(outputs, values)
+                )
             except errors as error:
                 raise ModelFailed(
                     f"onnxruntime could not run the model: {reason(error)}.", hint=self._signature()
@@ -83,12 +89,7 @@ class OnnxRunner:
         return call
 
     def _fed(self, array: Array, spec: TensorSpec) -> Array:
-        array = cast(array, spec)
-        if spec.dtype == "bfloat16":
-            raise Unsupported(
-                f"Input {spec.name!r} takes bfloat16, which onnxruntime accepts from no client of numpy arrays.",
-                hint="Export the model with float32 inputs.",
-            )
+        array = fed(cast(array, spec), spec.shape)
         return array.astype(object) if spec.dtype == "string" else np.ascontiguousarray(array).reshape(array.shape)
 
     def _kept(self, value: Any) -> Array:

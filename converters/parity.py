@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converters import onnx_file
 from converters.accuracy import accuracy
 from converters.arrays import Arrays
 from converters.batching import ROWS_AT_ONCE, has_batch_axis, no_batch_axis, prove, row_count, run_rows, take
-from converters.comparison import Difference, compare, gather
-from converters.onnx_runner import OnnxRunner
+from converters.class_outputs import class_outputs
+from converters.comparison import Difference, compare, gather, token_outputs
 from converters.reference import folder_of, rows_at_once
 from converters.reference_cases import REAL, SAMPLES, Reference
-from converters.runners import descriptor_of
+from converters.runners import Runner, descriptor_of, load_candidate, load_original
 from converters.sampling import ROWS_AXIS
+from converters.served_interface import as_original, holds_nothing, same_rank
 from schemas.catalog import ParityOptions
 from schemas.descriptor import BATCH_AXIS, Dim, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
@@ -23,7 +23,7 @@ from schemas.evidence import BatchProof, OutputParity, ParityReport, ReferenceCa
 from schemas.step_io import StepContext, StepOutcome
 from schemas.target import Precision, TargetProfile, Tolerance
 
-_LOSSY = frozenset({Precision.FP16, Precision.INT8})
+_LOSSY = frozenset(Precision) - {Precision.FP32}
 _PROVEN_CASES = 8
 """Batch sizes at which rows are also run one by one."""
 
@@ -42,25 +42,35 @@ def parity(context: StepContext) -> StepOutcome:
     lossy = options.precision in _LOSSY
     reference = Reference.open(folder_of(context))
     context.progress(0.05, "loading the candidate")
-    runner = OnnxRunner(onnx_file.find(context.input("model"), descriptor), threads=context.request.threads)
+    try:
+        runner = _load(context, options, descriptor)
+    except ModelFailed as error:
+        return StepOutcome(report=_unloaded(error, options, tolerance, reference))
     reason = _misfit(runner, descriptor, reference)
     found: Found = {}
     ran: list[tuple[ReferenceCase, Arrays, Arrays]] = []
     share: float | None = None
-    classes = _class_outputs(context, descriptor, reference.report.outputs)
+    tokens = token_outputs(descriptor.task, reference.report.outputs)
+    classes = class_outputs(context, descriptor, reference.report.outputs)
     vectors = frozenset(s.name for s in reference.report.outputs if len(s.shape) == 1 and not _leads_with_rows(s))
     names = (context.request.sidecar.labels if context.request.sidecar else ()) or descriptor.labels
     total = len(reference.report.cases)
     for number, (case, feeds, expected) in enumerate(reference.cases() if not reason else ()):
         context.progress(0.1 + 0.7 * number / total, f"comparing on {case.id}")
         try:
-            given = run_rows(runner.run, feeds, rows_at_once(descriptor))
+            given = as_original(run_rows(runner.run, feeds, rows_at_once(descriptor)), expected)
         except ModelFailed as error:
             reason = f"It does not run on case {case.id} ({_sizes(case)}), which the original does: {error.args[0]}"
             break
         for name, array in expected.items():
             difference = compare(
-                array, given[name], tolerance, lossy=lossy, classes=name in classes, vector=name in vectors
+                array,
+                given[name],
+                tolerance,
+                lossy=lossy,
+                classes=name in classes,
+                tokens=name in tokens,
+                vector=name in vectors,
             )
             found.setdefault(name, []).append((case.id, case.source in REAL, difference))
         if case.id == SAMPLES and (labels := reference.labels()) is not None:
@@ -93,14 +103,38 @@ def parity(context: StepContext) -> StepOutcome:
     return StepOutcome(report=report)
 
 
-def _misfit(runner: OnnxRunner, descriptor: ModelDescriptor, reference: Reference) -> str:
+def _load(context: StepContext, options: ParityOptions, descriptor: ModelDescriptor) -> Runner:
+    """Load the candidate; the original itself, where the target serves it, is found as its descriptor says."""
+    if options.original:
+        return load_original(context)
+    return load_candidate(context.input("model"), options.format, threads=context.request.threads)
+
+
+def _unloaded(error: ModelFailed, options: ParityOptions, tolerance: Tolerance, reference: Reference) -> ParityReport:
+    reason = f"It does not load: {error.args[0]}"[:500]
+    return ParityReport(
+        passed=False,
+        reason=reason,
+        precision=options.precision,
+        tolerance=tolerance,
+        outputs=(),
+        cases=reference.report.cases,
+        real_samples=any(case.source in REAL for case in reference.report.cases),
+        batching=_not_tried(reason),
+        inputs=(),
+        served_outputs=(),
+    )
+
+
+def _misfit(runner: Runner, descriptor: ModelDescriptor, reference: Reference) -> str:
     """Return why names, dtypes or ranks of the candidate cannot be the original's; empty when they fit."""
     for what, mine, theirs in (
         ("input", runner.inputs, descriptor.inputs),
         ("output", runner.outputs, reference.report.outputs),
     ):
         have, want = [spec.name for spec in mine], [spec.name for spec in theirs]
-        missing, extra = [n for n in want if n not in have], [n for n in have if n not in want]
+        missing = [s.name for s in theirs if s.name not in have and not (what == "input" and holds_nothing(s))]
+        extra = [n for n in have if n not in want]
         if missing or extra:
             parts = [f"lacks {what} {n!r}" for n in missing[:3]] + [
                 f"has an {what} {n!r} of its own" for n in extra[:3]
@@ -108,7 +142,7 @@ def _misfit(runner: OnnxRunner, descriptor: ModelDescriptor, reference: Referenc
             return f"It {' and '.join(parts)}; the original's are {', '.join(want)}."[:500]
     known = {spec.name: spec for spec in descriptor.inputs}
     for spec in runner.inputs:
-        if len(spec.shape) != len(known[spec.name].shape):
+        if not same_rank(spec, known[spec.name]):
             return (
                 f"Its input {spec.name!r} has {len(spec.shape)} axes where the original's has "
                 f"{len(known[spec.name].shape)}."
@@ -125,23 +159,8 @@ def _joined(found: Found, tolerance: Tolerance, lossy: bool) -> tuple[tuple[Outp
     return tuple(outputs), failure
 
 
-def _class_outputs(context: StepContext, descriptor: ModelDescriptor, outputs: Sequence[TensorSpec]) -> frozenset[str]:
-    """Return the outputs whose last axis holds scores of classes: as many as there are labels, or by the task."""
-    labels = (context.request.sidecar.labels if context.request.sidecar else ()) or descriptor.labels
-    named = "classification" in (descriptor.task or "")
-    return frozenset(
-        spec.name
-        for spec in outputs
-        if "float" in spec.dtype
-        and len(spec.shape) >= 2
-        and isinstance(spec.shape[-1], int)
-        and spec.shape[-1] >= 2
-        and (spec.shape[-1] == len(labels) or (named and len(spec.shape) == 2))
-    )
-
-
 def _batching(
-    runner: OnnxRunner,
+    runner: Runner,
     descriptor: ModelDescriptor,
     reference: Reference,
     ran: Sequence[tuple[ReferenceCase, Arrays, Arrays]],
@@ -164,7 +183,7 @@ def _batching(
 
 
 def _together(
-    runner: OnnxRunner, ran: Sequence[tuple[ReferenceCase, Arrays, Arrays]], lossy: bool
+    runner: Runner, ran: Sequence[tuple[ReferenceCase, Arrays, Arrays]], lossy: bool
 ) -> list[tuple[Arrays, Arrays]]:
     """Return inputs and outputs of rows that went together: one case of every batch size.
 

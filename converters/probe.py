@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from converters.axes import Guess, Signature, find
+from converters.batching import ROWS_AT_ONCE
 from converters.domain import Domain
 from converters.runners import Runner, descriptor_of, load_original
-from converters.sampling import random_feeds, sidecar_samples, usual_size
+from converters.sampling import ROWS_AXIS, random_feeds, sidecar_samples, usual_size
 from schemas.catalog import ProbeOptions
 from schemas.descriptor import BATCH_AXIS, Dim, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
 from schemas.errors import ModelFailed, NeedsInput, Unsupported
@@ -19,6 +20,8 @@ from schemas.step_io import StepContext, StepOutcome
 
 _TRIED_KEPT = 40
 _USUAL_IMAGE = 64
+_TENSORFLOW = (Format.KERAS, Format.SAVED_MODEL, Format.TFLITE)
+_TABULAR = (Format.SKLEARN, Format.SKOPS, Format.XGBOOST, Format.LIGHTGBM, Format.CATBOOST)
 
 
 def probe(context: StepContext) -> StepOutcome:
@@ -60,13 +63,17 @@ def _guesses(context: StepContext, runner: Runner) -> Iterator[Guess]:
         yield from declared
         return
     match descriptor.format:
-        case Format.ONNX:
+        case Format.ONNX | Format.OPENVINO:
             from converters.probe_onnx import onnx_guesses
 
             yield from onnx_guesses(runner.inputs)
-        case Format.SKLEARN:
+        case table if table in _TABULAR:
             yield Guess(runner.inputs, {BATCH_AXIS: 2})
-        case Format.HUGGINGFACE:
+        case Format.KERAS | Format.SAVED_MODEL | Format.TFLITE:
+            from converters.probe_tensorflow import tensorflow_guesses
+
+            yield from tensorflow_guesses(runner.inputs)
+        case _ if _of_transformers(runner):
             from converters.probe_huggingface import huggingface_guesses
 
             yield from huggingface_guesses(context, runner)
@@ -74,6 +81,14 @@ def _guesses(context: StepContext, runner: Runner) -> Iterator[Guess]:
             from converters.probe_torch import torch_guesses
 
             yield from torch_guesses(runner)
+
+
+def _of_transformers(runner: Runner) -> bool:
+    """Whether the original is one of transformers' models, from a folder or by name."""
+    from converters.library_module import is_transformers
+
+    source = getattr(runner, "source", None)
+    return source is not None and is_transformers(getattr(source.inner, "transformer", source.inner))
 
 
 def _enlarge(runner: Runner, signature: Signature, domains: dict[str, Domain]) -> None:
@@ -94,8 +109,13 @@ def _enlarge(runner: Runner, signature: Signature, domains: dict[str, Domain]) -
 def _from_sidecar(context: StepContext, runner: Runner) -> list[Guess]:
     """Return guesses from the sidecar's inputs, else from the shapes of its samples."""
     sidecar, descriptor = context.request.sidecar, descriptor_of(context)
-    if sidecar is None or descriptor.format is Format.SKLEARN:
+    if sidecar is None or descriptor.format in (Format.SKLEARN, Format.SKOPS):
         return []
+    if descriptor.format is Format.ONNX and not sidecar.inputs:
+        from converters.probe_onnx import sampled_guesses
+
+        specs = runner.inputs
+        return list(sampled_guesses(specs, sidecar_samples(context, specs, max_rows=ROWS_AT_ONCE)[0]))
     samples, _ = sidecar_samples(context, (), max_rows=2)
     if sidecar.inputs:
         header = {spec.name: spec for spec in runner.inputs if spec.known_by is KnownBy.HEADER}
@@ -178,9 +198,23 @@ def _completed(context: StepContext, runner: Runner, signature: Signature) -> Mo
             if field not in facts:
                 learn(field, value)
     if runner.runtime == "torch":
+        from converters.flops import torch_work
         from converters.probe_torch import module_facts
 
         for field, value in module_facts(runner).items():
+            learn(field, value)
+        sizes = {**signature.sizes, **({BATCH_AXIS: 1} if BATCH_AXIS in signature.sizes else {})}
+        row = random_feeds(signature.inputs, sizes, np.random.default_rng(context.request.seed), dict(runner.domains))
+        for field, value in torch_work(runner, row, sizes.get(ROWS_AXIS, 1)).items():
+            if getattr(descriptor, field) in (None, {}):  # no matrices at all is a fact, too
+                facts[field], known_by[field] = value, KnownBy.PROBE
+    if runner.runtime == "tensorflow":
+        from converters.probe_tensorflow import model_facts as tensorflow_facts
+        from converters.tensorflow_runner import TensorflowRunner
+
+        assert isinstance(runner, TensorflowRunner)
+        sizes = {**signature.sizes, **({BATCH_AXIS: 1} if BATCH_AXIS in signature.sizes else {})}
+        for field, value in tensorflow_facts(runner, sizes).items():
             learn(field, value)
     # The process has loaded the model and run it, so what it took at most is what running takes.
     learn("memory_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -202,10 +236,11 @@ def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | Non
         )
     if isinstance(failure, Unsupported):
         return failure
-    if descriptor.format in (Format.ONNX, Format.SKLEARN):
+    if descriptor.format in (Format.ONNX, Format.OPENVINO, *_TENSORFLOW, *_TABULAR):
         return ModelFailed(
             f"The model loads, but does not run. {why}",
-            hint="Run it once yourself; where a dynamic axis takes only some sizes, declare it in the sidecar.",
+            hint="Write one set of real inputs into an .npz beside the model, one array for each input by name, and "
+            "name it as 'samples' in the sidecar; where a dynamic axis takes only some sizes, declare it there.",
         )
     names = _input_names(runner)
     asked = f"input {names[0]!r}" if len(names) == 1 else "each of the inputs " + ", ".join(repr(n) for n in names)

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from converters.axes import Guess
+from converters.huggingface_inputs import CHOICES_AXIS, DECODER_AXIS, FRAMES_AXIS, LENGTH_AXIS, input_spec
 from converters.runners import Runner
 from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH, random_feeds
-from converters.torch_runner import TorchRunner, read_config
-from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
+from converters.torch_runner import TorchRunner, own_config, read_config
+from schemas.descriptor import TensorSpec
 from schemas.errors import ModelFailed, ModeliumError, Unsupported
 from schemas.step_io import StepContext
 
-_LENGTH_AXIS = "length"
-_CHOICES_AXIS = "choices"
 _AUDIO_SAMPLES = 16_000
 """One second of speech at the rate that every speech model here takes."""
+_AUDIO_FRAMES = 100
+"""The same second as a spectrogram, one frame every ten milliseconds."""
 
 
 def huggingface_guesses(context: StepContext, runner: Runner) -> Iterator[Guess]:
@@ -28,9 +29,9 @@ def huggingface_guesses(context: StepContext, runner: Runner) -> Iterator[Guess]
     if not isinstance(runner, TorchRunner):
         raise ModeliumError("A Hugging Face folder was loaded in another runtime than torch.")
     folder = context.input("model")
-    config = {**_preprocessor(folder), **read_config(folder)}
-    specs = tuple(_spec(name, config) for name in runner.source.input_names)
-    if {"input_ids", "pixel_values"} <= set(runner.source.input_names):
+    config = {**_preprocessor(folder), **(read_config(folder) or own_config(runner.source.inner))}
+    specs = tuple(input_spec(name, config) for name in runner.source.input_names)
+    if {"input_ids", "pixel_values"} <= set(runner.source.input_names) and "vision_config" in config:
         # Every text is compared with every image, so there may be more of the one than of the other.
         specs = tuple(
             spec.model_copy(update={"shape": ("images" if spec.name == "pixel_values" else "texts", *spec.shape[1:])})
@@ -46,7 +47,13 @@ def _sizes(specs: tuple[TensorSpec, ...], config: Mapping[str, Any]) -> Iterator
     longest = config.get("max_position_embeddings")
     length = min(16, longest) if isinstance(longest, int) and longest > 0 else 16
     for sequence in (length, 64):
-        sizes = {SEQUENCE_AXIS: sequence, _LENGTH_AXIS: _AUDIO_SAMPLES, _CHOICES_AXIS: 3}
+        sizes = {
+            SEQUENCE_AXIS: sequence,
+            DECODER_AXIS: min(sequence, 12),
+            LENGTH_AXIS: _AUDIO_SAMPLES,
+            FRAMES_AXIS: _AUDIO_FRAMES,
+            CHOICES_AXIS: 3,
+        }
         used = {dim for spec in specs for dim in spec.shape}
         for batch in (TRACE_BATCH, 1):
             yield Guess(specs, {**dict.fromkeys(rows, batch), **{a: n for a, n in sizes.items() if a in used}})
@@ -62,61 +69,7 @@ def _refused(runner: TorchRunner, guess: Guess, config: Mapping[str, Any]) -> Un
         why = str(error.args[0]).removeprefix("The original could not run: ").rstrip(".")
     hint = "Declare its inputs in modelium.yaml inside the folder, under 'inputs', with a samples file of real ones."
     architecture = next(iter(config.get("architectures") or ()), "This model")
-    if config.get("is_encoder_decoder") and architecture.endswith("Model"):
-        hint = (
-            "An encoder and a decoder together need the decoder's inputs. Drop the encoder alone: "
-            "model.get_encoder().save_pretrained(FOLDER)."
-        )
     return Unsupported(f"{architecture} does not run on {names} alone: {why}.", hint=hint)
-
-
-def _spec(name: str, config: Mapping[str, Any]) -> TensorSpec:
-    shape: tuple[Dim, ...] = (BATCH_AXIS, SEQUENCE_AXIS)
-    dtype: DType = "int64"
-    if name in ("pixel_values", "images"):
-        height, width = _image_size(config)
-        dtype, shape = "float32", (BATCH_AXIS, int(config.get("num_channels") or 3), height, width)
-    elif name == "input_values" and isinstance(config.get("max_length"), int) and "num_mel_bins" in config:
-        # A spectrogram, as the Audio Spectrogram Transformer takes it, and not the sound itself.
-        dtype, shape = "float32", (BATCH_AXIS, config["max_length"], int(config["num_mel_bins"]))
-    elif name == "input_values":
-        dtype, shape = "float32", (BATCH_AXIS, _LENGTH_AXIS)
-    elif name == "input_features":
-        mels = int(config.get("num_mel_bins") or config.get("feature_size") or 80)
-        # Whisper's encoder takes exactly thirty seconds: two frames for each of its positions.
-        frames = config.get("max_source_positions")
-        dtype, shape = "float32", (BATCH_AXIS, mels, 2 * frames if isinstance(frames, int) else _LENGTH_AXIS)
-    elif name == "inputs_embeds":
-        dtype, shape = "float32", (BATCH_AXIS, SEQUENCE_AXIS, int(config.get("hidden_size") or 768))
-    elif name == "bbox":
-        shape = (BATCH_AXIS, SEQUENCE_AXIS, 4)
-    elif not name.endswith(("ids", "mask")):
-        raise Unsupported(
-            f"The model takes an input {name!r}, whose shape its config does not tell.",
-            hint="Declare the inputs in modelium.yaml inside the folder, under 'inputs'.",
-        )
-    if shape == (BATCH_AXIS, SEQUENCE_AXIS) and str(next(iter(config.get("architectures") or ()), "")).endswith(
-        "ForMultipleChoice"
-    ):
-        shape = (BATCH_AXIS, _CHOICES_AXIS, SEQUENCE_AXIS)
-    return TensorSpec(name=name, dtype=dtype, shape=shape, known_by=KnownBy.GUESS)
-
-
-def _image_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    for key in ("image_size", "crop_size", "size"):
-        value = config.get(key)
-        if isinstance(value, int) and value > 0:
-            return value, value
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
-            return value[0], value[1]
-        if isinstance(value, dict):
-            height, width = value.get("height"), value.get("width")
-            if isinstance(height, int) and isinstance(width, int):
-                return height, width
-            edge = value.get("shortest_edge")
-            if isinstance(edge, int):
-                return edge, edge
-    return 224, 224
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

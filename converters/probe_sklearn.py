@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from converters.flops_sklearn import estimator_work
 from converters.sklearn_runner import SklearnRunner, quiet, steps_of
 
 
@@ -14,6 +15,7 @@ def estimator_facts(runner: object) -> dict[str, Any]:
 
     estimator = runner.estimator
     facts: dict[str, Any] = {"architecture": type(steps_of(estimator)[-1]).__name__}
+    facts.update(estimator_work(steps_of(estimator)))
     with quiet():
         if is_classifier(estimator):
             facts["task"] = "tabular-classification"

@@ -260,8 +260,9 @@ def _axis_name(symbol: str, axis: int, name: str) -> str:
 def _size_within(program: Any, dim: Any, axis: int) -> int:
     """Return a size that the program's constraints allow: two rows, or the size it was exported with."""
     bounds = next((r for symbol, r in program.range_constraints.items() if str(symbol) == str(dim)), None)
-    low = int(bounds.lower) if bounds is not None else 0
-    high = int(bounds.upper) if bounds is not None and bounds.upper.is_finite else 1 << 30
+    # A bound may be infinity, or an expression over infinity that sympy calls finite and cannot count.
+    low = int(bounds.lower) if bounds is not None and bounds.lower.is_Integer else 0
+    high = int(bounds.upper) if bounds is not None and bounds.upper.is_Integer else 1 << 30
     hint = getattr(dim.node, "hint", None)
     wanted = TRACE_BATCH if axis == 0 else (hint if isinstance(hint, int) else 16)
     return max(low, min(wanted, high), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from converters.batching import (
     run_rows,
     take,
 )
+from converters.domain import Domain
 from converters.reference_cases import SAMPLES, TRACE, write_case, write_report
 from converters.runners import Runner, descriptor_of, load_original
 from converters.sampling import (
@@ -30,6 +33,7 @@ from converters.sampling import (
     sidecar_samples,
     sizes_of,
 )
+from converters.whole_sample import holds, is_whole
 from schemas.catalog import ReferenceOptions
 from schemas.descriptor import BATCH_AXIS, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
@@ -95,6 +99,7 @@ def reference(context: StepContext) -> StepOutcome:
         if plan.id == SAMPLES and labels is not None:
             share = accuracy(given, labels, _class_names(context))
         proven.append((plan.feeds, given))
+    _check_numbers(proven)
     if labels is not None:
         np.savez(folder / f"{SAMPLES}.labels.npz", labels=labels)
     context.progress(0.85, "running rows one by one")
@@ -110,9 +115,23 @@ def reference(context: StepContext) -> StepOutcome:
     return StepOutcome(report=report, outputs={OUTPUT: OUTPUT})
 
 
+def _check_numbers(ran: list[tuple[Arrays, Arrays]]) -> None:
+    """Raise ModelFailed when every number of every answer is NaN: any candidate would agree with that."""
+    answers = [array for _, given in ran for array in given.values() if array.size]
+    if answers and all(array.dtype.kind == "f" and np.isnan(array).all() for array in answers):
+        raise ModelFailed(
+            "The model answers every input with NaN, not a number, so nothing can be proven of it.",
+            hint="Its weights may hold NaN from a training that diverged; check them with torch.isnan, or take an "
+            "earlier checkpoint.",
+        )
+
+
 def rows_at_once(descriptor: ModelDescriptor) -> int:
-    """Return how many rows of a large case go through together: as many as the model is fixed at, else a few dozen."""
-    return fixed_rows(descriptor.inputs) or ROWS_AT_ONCE
+    """Return how many rows of a large case go through together: as many as the model is fixed at, else a few dozen.
+
+    Without rows all of it does.
+    """
+    return (fixed_rows(descriptor.inputs) or ROWS_AT_ONCE) if has_rows(descriptor) else sys.maxsize
 
 
 def has_rows(descriptor: ModelDescriptor) -> bool:
@@ -125,7 +144,7 @@ def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Pl
     descriptor = descriptor_of(context)
     specs, base = descriptor.inputs, example_sizes(descriptor)
     rng = np.random.default_rng(context.request.seed)
-    domains = dict(runner.domains)
+    domains = _domains(context, runner, samples)
 
     def draw(sizes: Mapping[str, int]) -> Arrays:
         return random_feeds(specs, sizes, rng, domains)
@@ -159,6 +178,18 @@ def _plan(context: StepContext, runner: Runner, samples: Arrays) -> Iterator[_Pl
             yield _Planned(f"sentences-{number + 1}", "sentences", feeds)
 
 
+def _domains(context: StepContext, runner: Runner, samples: Arrays) -> dict[str, Domain]:
+    """Return what the model tells of its inputs, with as few of them held at a person's sample as it runs on."""
+    descriptor, known = descriptor_of(context), dict(runner.domains)
+    steps = [{**known, **held} for held in holds(descriptor.inputs, samples)]
+    for domains in steps[:-1]:
+        rng = np.random.default_rng(context.request.seed)
+        with contextlib.suppress(ModelFailed):
+            runner.run(random_feeds(descriptor.inputs, example_sizes(descriptor), rng, domains))
+            return domains
+    return steps[-1]
+
+
 def _batch_sizes(context: StepContext) -> tuple[int, ...]:
     """Return the batch sizes to run: the step's own, and those the target is served at as far as rows go together."""
     options: ReferenceOptions = context.options
@@ -182,6 +213,8 @@ def _cut(descriptor: ModelDescriptor, samples: Arrays, labels: Array | None) -> 
     """Return as many samples as fit into memory, and a multiple of the rows that a fixed model takes."""
     if not samples:
         return {}, None
+    if is_whole(descriptor.inputs, samples):
+        return samples, None
     rows = row_count(samples)
     row_bytes = max(1, sum(array.nbytes for array in samples.values()) // rows)
     kept = max(1, min(rows, _SAMPLES_BYTES // row_bytes))

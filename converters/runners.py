@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from converters.arrays import Array, Arrays
@@ -13,7 +14,7 @@ from schemas.descriptor import Format, ModelDescriptor, TensorSpec
 from schemas.errors import ModeliumError, Unsupported
 from schemas.step_io import StepContext
 
-__all__ = ["OnnxRunner", "Runner", "descriptor_of", "load_original"]
+__all__ = ["OnnxRunner", "Runner", "descriptor_of", "load_candidate", "load_original"]
 
 
 class Runner(Protocol):
@@ -21,7 +22,7 @@ class Runner(Protocol):
 
     @property
     def runtime(self) -> str:
-        """Return torch, onnxruntime or sklearn."""
+        """Return its name: torch, onnxruntime, sklearn, openvino ..."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -56,19 +57,61 @@ def load_original(context: StepContext) -> Runner:
     load and Unsupported for a format that no toolchain runs.
     """
     descriptor = descriptor_of(context)
-    toolchain = TOOLCHAIN_OF_FORMAT.get(descriptor.format)
-    if toolchain == "torch":
-        from converters.torch_runner import TorchRunner
+    match TOOLCHAIN_OF_FORMAT.get(descriptor.format):
+        case "torch":
+            from converters.torch_runner import TorchRunner
 
-        return TorchRunner.load(context)
-    if descriptor.format is Format.SKLEARN:
-        from converters.sklearn_runner import SklearnRunner
+            return TorchRunner.load(context)
+        case "sklearn":
+            from converters.sklearn_runner import SklearnRunner
 
-        return SklearnRunner.load(context)
+            return SklearnRunner.load(context)
+        case "boosting":
+            from converters.boosting_runner import BoostingRunner
+
+            return BoostingRunner.load(context)
+        case "tensorflow":
+            from converters.tensorflow_runner import TensorflowRunner
+
+            return TensorflowRunner.load(context)
+        case "openvino":
+            from converters.openvino_runner import OpenvinoRunner
+
+            return OpenvinoRunner.load(context)
     if descriptor.format is Format.ONNX:
         from converters import onnx_file
 
         return OnnxRunner(onnx_file.find(context.input("model"), descriptor), threads=context.request.threads)
+    return load_candidate(context.input("model"), descriptor.format, threads=context.request.threads)
+
+
+def load_candidate(path: Path, format_: Format, *, threads: int) -> Runner:
+    """Load what a converter wrote; its tensors have the original's names.
+
+    Raises ModelFailed when it does not load and Unsupported for a format that cannot be run here.
+    """
+    match format_:
+        case Format.ONNX:
+            from converters import onnx_file
+
+            return OnnxRunner(onnx_file.find(path), threads=threads)
+        case Format.OPENVINO:
+            from converters.openvino_runner import OpenvinoRunner
+
+            return OpenvinoRunner(path, threads=threads)
+        case Format.TORCHSCRIPT:
+            from converters.torchscript_runner import TorchScriptRunner
+
+            return TorchScriptRunner(path, threads=threads)
+        case Format.TENSORRT_RTX:
+            from converters import onnx_file
+
+            # An engine runs on its GPU only: the very graph it was built from stands for it, and is called a proxy.
+            return OnnxRunner(onnx_file.find(path / onnx_file.MODEL_FILE), threads=threads)
+        case Format.AOTINDUCTOR:
+            from converters.aotinductor_runner import AotInductorRunner
+
+            return AotInductorRunner(path, threads=threads)
     raise Unsupported(
-        f"Models of format {descriptor.format} cannot be run here.", hint="Export the model to ONNX and drop that."
+        f"Models of format {format_.value} cannot be run here.", hint="Export the model to ONNX and drop that."
     )

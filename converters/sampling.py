@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from converters.arrays import Array, Arrays, cast, kind, load, numpy_dtype
+from converters.batching import fixed_rows
 from converters.domain import ANYTHING, Domain
 from converters.model_errors import RAISED_BY_MODELS
 from converters.sentences import SENTENCES
+from converters.whole_sample import is_whole
 from schemas.descriptor import BATCH_AXIS, ModelDescriptor, TensorSpec
 from schemas.errors import InvalidDocument
 from schemas.step_io import StepContext
@@ -31,9 +33,11 @@ _IDS_LIMIT = 100
 """Bound of integers when the model has no table that tells: most vocabularies are larger, most enumerations smaller."""
 _GAPS = 0.25
 """Share of rows with a missing value, where the model takes some."""
+_NEAR = 0.1
+"""Distance from remembered rows, in their standard deviation."""
 _MASKS = ("mask",)
 _ZEROS = ("token_type_ids", "segment_ids", "past_key_values_length")
-_TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+_TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids"})
 
 
 def axes_of(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ def random_feeds(
 
 def _draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator, domain: Domain) -> Array:
     name, dtype = spec.name.lower(), numpy_dtype(spec.dtype)
+    if domain.value is not None:
+        return np.resize(domain.value, shape).astype(dtype)
     if domain.choices is not None and len(domain.choices):
         return np.asarray(rng.choice(domain.choices, size=shape)).astype(dtype)
     sort = kind(spec.dtype)
@@ -87,6 +93,9 @@ def _draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator, do
     values = rng.standard_normal(shape)
     if domain.centre is not None and domain.spread is not None:
         values = values * domain.spread + domain.centre
+    if domain.rows is not None and len(shape) == 2 and len(domain.rows):
+        near = domain.rows[rng.integers(0, len(domain.rows), shape[0])]
+        values = near + rng.standard_normal(shape) * _NEAR * domain.rows.std(axis=0)
     for feature, choices in enumerate(domain.columns[: shape[-1] if shape else 0]):
         if choices is not None and len(choices):
             values[..., feature] = rng.choice(choices, size=shape[:-1])
@@ -108,7 +117,16 @@ def _integers(spec: TensorSpec, name: str, shape: tuple[int, ...], rng: np.rando
     if spec.dtype == "uint8" and domain.limit is None:
         return rng.integers(0, 256, shape).astype(dtype)
     limit = min(domain.limit or _IDS_LIMIT, int(np.iinfo(dtype).max))
-    return rng.integers(0, max(limit, 1), shape).astype(dtype)
+    drawn = rng.integers(0, max(limit, 1), shape).astype(dtype)
+    if name == "bbox" and shape and shape[-1] == 4:
+        # Left and top come before right and bottom: models look their differences up in a table.
+        drawn = np.concatenate(
+            [np.minimum(drawn[..., :2], drawn[..., 2:]), np.maximum(drawn[..., :2], drawn[..., 2:])], -1
+        )
+    if domain.last is not None and shape:
+        drawn = np.where(drawn == domain.last, max(domain.last - 1, 0), drawn).astype(dtype)
+        drawn[..., -1] = domain.last
+    return drawn
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -123,8 +141,9 @@ def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 def sidecar_samples(context: StepContext, specs: Sequence[TensorSpec], max_rows: int) -> tuple[Arrays, Array | None]:
     """Return the sidecar's samples by input name, cut to ``max_rows`` rows, and their labels; ({}, None) without any.
 
-    ``specs`` may be empty while the inputs are not known; then nothing is cast or checked. Raises InvalidDocument when
-    an input has no array or the arrays do not fit together.
+    ``specs`` may be empty while the inputs are not known; then nothing is cast or checked. Arrays without rows in
+    common that fit the inputs as they are come back whole. Raises InvalidDocument when an input has no array or the
+    arrays do not fit together.
     """
     sidecar = context.request.sidecar
     if sidecar is None or sidecar.samples is None or not context.has("code"):
@@ -134,6 +153,10 @@ def sidecar_samples(context: StepContext, specs: Sequence[TensorSpec], max_rows:
         raise InvalidDocument(f"The sidecar names samples in {sidecar.samples}, and there is no such file.")
     arrays = load(path)
     labels = arrays.pop(LABELS, None)
+    if specs and is_whole(specs, arrays):
+        return {spec.name: cast(arrays[spec.name], spec) for spec in specs}, None
+    # A model that takes so many rows at once takes no fewer.
+    max_rows = max(max_rows, fixed_rows(specs) or 0)
     arrays = {name: array[:max_rows] for name, array in arrays.items() if array.ndim}
     if not specs:
         return arrays, labels[:max_rows] if labels is not None and labels.ndim else None
@@ -204,26 +227,33 @@ def sentence_feeds(folder: Path, specs: Sequence[TensorSpec], max_length: int = 
     batch, length = first.shape
     fixed = length if isinstance(length, int) else None
     rows_per_case = batch if isinstance(batch, int) else 8
-    pad = _pad_id(folder)
+    pad = _setting(folder, "pad_token_id") or 0
+    start = _setting(folder, "decoder_start_token_id")
+    # Some models make up positions that they have no weights for, and no graph can follow them there.
+    max_length = min(max_length, _setting(folder, "max_position_embeddings") or max_length)
     # Sorted by length, so that the batches are padded to lengths of their own.
     rows.sort(key=lambda row: len(row[0]))
     cases = []
     for start in range(0, len(rows) - rows_per_case + 1, rows_per_case):
         part = rows[start : start + rows_per_case]
         size = fixed or min(max(len(ids) for ids, _ in part), max_length)
-        cases.append({spec.name: _padded(spec, part, size, pad) for spec in specs})
+        cases.append({spec.name: _padded(spec, part, size, pad, pad if start is None else start) for spec in specs})
         if len(cases) == 4:
             break
     return cases
 
 
-def _padded(spec: TensorSpec, rows: Sequence[tuple[list[int], list[int]]], size: int, pad: int) -> Array:
+def _padded(spec: TensorSpec, rows: Sequence[tuple[list[int], list[int]]], size: int, pad: int, start: int) -> Array:
     array = np.zeros((len(rows), size), numpy_dtype(spec.dtype))
     for at, (ids, types) in enumerate(rows):
         used = min(len(ids), size)
         if spec.name == "input_ids":
             array[at, :] = pad
             array[at, :used] = ids[:used]
+        elif spec.name == "decoder_input_ids":
+            # The same text again, moved by one, as it is when a decoder is trained.
+            array[at, :] = pad
+            array[at, :used] = [start, *ids][:used]
         elif spec.name == "attention_mask":
             array[at, :used] = 1
         elif spec.name == "token_type_ids":
@@ -267,14 +297,15 @@ class _Unreadable:
         return kind is not None and (kind is Exception or issubclass(kind, RAISED_BY_MODELS))
 
 
-def _pad_id(folder: Path) -> int:
+def _setting(folder: Path, key: str) -> int | None:
+    """Return a number of zero or more that the folder's configuration gives under ``key``."""
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         if file.is_file():
             try:
-                value = json.loads(file.read_text(encoding="utf-8")).get("pad_token_id")
+                value = json.loads(file.read_text(encoding="utf-8")).get(key)
             except (ValueError, AttributeError):
                 continue
             if isinstance(value, int) and value >= 0:
                 return value
-    return 0
+    return None

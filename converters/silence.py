@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-_LOGGERS = ("", "torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir", "skl2onnx")
+_LOGGERS = ("", "torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir", "skl2onnx", "nncf")
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from converters import graph_interface, onnx_file
+from converters import graph_interface, onnx_file, sklearn_extra
 from converters.arrays import Arrays, dtype_name
+from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_runner import SklearnRunner, load_estimator, quiet, steps_of
 from converters.sklearn_trees import route_missing_values
@@ -40,36 +41,45 @@ def convert(context: StepContext) -> StepOutcome:
     file = path / descriptor.entry if path.is_dir() and descriptor.entry else path
     context.progress(0.05, "Loading the estimator")
     estimator = load_estimator(file)
-    domains = SklearnRunner(estimator).domains
+    runner = SklearnRunner(estimator)
+    domains = runner.domains
     # A finished search predicts with the best estimator it found; the search itself is no part of the model.
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    use_positions(estimator)
+    estimator = unfolded(getattr(estimator, "best_estimator_", estimator))
+    cases = [case.feeds for case in trace_cases(context, domains)]
+    sklearn_extra.register()
+    sklearn_extra.mark_indicators(every_step(estimator))
+    if any(boosted(estimator)):
+        register()
+        with quiet():
+            note_gaps(estimator, runner.table(cases[0]))
     use_equivalents(estimator)
     context.progress(0.3, "Converting to ONNX")
     model = _convert_at(estimator, descriptor, context.options.opset)
     notes = [*_version_notes(descriptor), *graph_interface.restore_inputs(model, descriptor.inputs)]
-    cases = [case.feeds for case in trace_cases(context, domains)]
     _restore_outputs(model, descriptor, cases[0])
     graph_interface.name_axes(model, descriptor.inputs, descriptor.outputs)
     return onnx_file.finish(context, model, cases, notes)
 
 
-def use_positions(estimator: Any) -> None:
-    """Have every ColumnTransformer choose its columns by position instead of by name.
+def unfolded(estimator: Any) -> Any:
+    """Return a recursive elimination of features that predicts as what it is: columns chosen, then an estimator."""
+    from sklearn.feature_selection import RFE
+    from sklearn.pipeline import Pipeline
 
-    A table of numbers is served as one matrix, whose columns have no names.
-    """
+    steps = getattr(estimator, "steps", None)
+    last = steps[-1][1] if steps else estimator
+    if not isinstance(last, RFE) or not hasattr(last, "predict"):
+        return estimator
+    return Pipeline([*(steps or [])[:-1], ("chosen_columns", last), ("chosen_estimator", last.estimator_)])
+
+
+def every_step(estimator: Any) -> Iterator[Any]:
+    """Yield the steps of a pipeline and of the pipelines inside its ColumnTransformers."""
     for part in steps_of(estimator):
-        positions = getattr(part, "_transformer_to_input_indices", None)
-        if positions is None or not hasattr(part, "transformers_"):
-            continue
-        part.transformers_ = [
-            (name, transformer, [int(i) for i in positions.get(name, [])])
-            for name, transformer, _ in part.transformers_
-        ]
-        for _, transformer, _ in part.transformers_:
+        yield part
+        for _, transformer, _ in getattr(part, "transformers_", ()):
             if transformer is not None and not isinstance(transformer, str):
-                use_positions(transformer)
+                yield from every_step(transformer)
 
 
 def use_equivalents(estimator: Any) -> None:
@@ -85,7 +95,13 @@ def use_equivalents(estimator: Any) -> None:
             changes[key] = False
         if name == "encode" and value == "onehot":
             changes[key] = "onehot-dense"
-    estimator.set_params(**changes)
+    if changes:
+        # A fitted CatBoost model takes no new parameters, not even none.
+        estimator.set_params(**changes)
+    for part in steps_of(estimator):
+        if type(part).__name__ == "RandomTreesEmbedding":
+            # skl2onnx refuses its sparse table, which is the same as the dense one.
+            part.sparse_output = part.one_hot_encoder_.sparse_output = False
     drop_string_imputers(estimator)
 
 
@@ -140,7 +156,12 @@ def _convert_exactly(estimator: Any, descriptor: ModelDescriptor, opset: int) ->
         from skl2onnx.sklapi import CastTransformer
 
         *first, last = estimator.steps
-        exact = Pipeline([*first, ("as_float32", CastTransformer()), last])
+        # LightGBM compares in float64; all others take float32.
+        exact = (
+            estimator
+            if library_of(last[1]) == "lightgbm"
+            else Pipeline([*first, ("as_float32", CastTransformer()), last])
+        )
         wide = tuple(
             spec.model_copy(update={"dtype": "float64"}) if spec.name in doubles else spec for spec in descriptor.inputs
         )
@@ -157,7 +178,7 @@ def _convert_exactly(estimator: Any, descriptor: ModelDescriptor, opset: int) ->
 
 def _grows_trees(estimator: Any) -> bool:
     last = steps_of(estimator)[-1]
-    return type(last).__module__.startswith(("sklearn.tree", "sklearn.ensemble"))
+    return type(last).__module__.startswith(("sklearn.tree", "sklearn.ensemble")) or library_of(last) is not None
 
 
 def _cast_inputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -201,6 +222,7 @@ def _convert(estimator: Any, descriptor: ModelDescriptor, opset: int) -> onnx.Mo
             hint="Simplify the pipeline, or use an estimator that skl2onnx supports.",
         ) from error
     _use_any_locale(model)
+    _split_words(model)
     route_missing_values(model, estimator)
     return model
 
@@ -214,6 +236,17 @@ def _use_any_locale(model: onnx.ModelProto) -> None:
             kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("locale", "C.UTF-8")])
+
+
+def _split_words(model: onnx.ModelProto) -> None:
+    """Have texts split into words of two characters or more, of any alphabet, as scikit-learn's own pattern does.
+
+    skl2onnx writes it as ASCII words of one character or more, which then stand between the two of a pair.
+    """
+    for node in onnx_file.all_nodes(model):
+        for attribute in node.attribute if node.op_type == "Tokenizer" else ():
+            if attribute.name == "tokenexp" and attribute.s == b"[a-zA-Z0-9_]+":
+                attribute.s = rb"[\p{L}\p{N}_][\p{L}\p{N}_]+"
 
 
 def _options(estimator: Any) -> dict[int, dict[str, bool]] | None:
@@ -266,6 +299,7 @@ def _restore_outputs(model: onnx.ModelProto, descriptor: ModelDescriptor, feeds:
     from onnx import helper
 
     names = [spec.name for spec in descriptor.outputs]
+    _split_targets(model, descriptor.outputs)
     found = [value.name for value in model.graph.output]
     if len(found) < len(names):
         raise ConversionFailed(f"skl2onnx made {len(found)} outputs, the original has {len(names)}.")
@@ -297,6 +331,25 @@ def _restore_outputs(model: onnx.ModelProto, descriptor: ModelDescriptor, feeds:
         graph_interface.rename_outputs(model, [f"{name}_raw" if name == spec.name else name for name in names])
         model.graph.node.extend(nodes)
         value.CopyFrom(graph_interface.value_info(spec))
+
+
+def _split_targets(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
+    """Give each target its own output: skl2onnx puts the probabilities of several into a sequence or one tensor."""
+    from onnx import helper
+
+    parts = [spec for spec in outputs if spec.name.startswith("probabilities_")]
+    if not parts or len(model.graph.output) != len(outputs) - len(parts) + 1:
+        return
+    whole = model.graph.output[-1]
+    sequence = whole.type.HasField("sequence_type")
+    for number, spec in enumerate(parts):
+        index, part = f"{spec.name}_target", f"{spec.name}_part"
+        model.graph.initializer.append(helper.make_tensor(index, onnx_file.INT64, [], [number]))
+        operator = "SequenceAt" if sequence else "Gather"
+        attributes: dict[str, Any] = {} if sequence else {"axis": 0}
+        model.graph.node.append(helper.make_node(operator, [whole.name, index], [part], **attributes))
+        model.graph.output.append(helper.make_tensor_value_info(part, onnx_file.FLOAT32, list(spec.shape)))
+    model.graph.output.remove(whole)
 
 
 def _version_notes(descriptor: ModelDescriptor) -> tuple[str, ...]:

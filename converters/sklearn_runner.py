@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
 from converters.arrays import Array, Arrays, plain
+from converters.boosting_runner import library_errors
+from converters.boosting_sklearn import domain_of, library_of, limit_threads
 from converters.domain import Domain
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sentences import SENTENCES
@@ -23,6 +26,10 @@ from schemas.step_io import StepContext
 RAISED_BY_LOADING: tuple[type[Exception], ...] = (pickle.UnpicklingError, *RAISED_BY_MODELS)
 MATRIX_INPUT = "X"
 """Name of the one input of an estimator whose columns are all numbers."""
+UNKNOWN = "a value never seen"
+"""A category that no encoder was fitted on."""
+_REMEMBERED = 4096
+"""Rows of an estimator's memory that samples are near."""
 TEXT_INPUT = "text"
 """Name of the one input of a pipeline that begins with a vectoriser."""
 
@@ -46,6 +53,7 @@ class SklearnRunner:
         outputs that a tensor can carry.
         """
         self.estimator = estimator
+        use_positions(estimator)
         _check_fitted(estimator)
         self.text = is_vectoriser(steps_of(estimator)[0])
         _check_table(steps_of(estimator)[0])
@@ -68,6 +76,7 @@ class SklearnRunner:
         if jobs:
             # A forest saved with n_jobs=-1 would take every core, while the others keep to the request's threads.
             estimator.set_params(**dict.fromkeys(jobs, context.request.threads))
+        limit_threads(estimator, context.request.threads)
         runner = cls(estimator)
         runner.outputs = descriptor.outputs
         return runner
@@ -104,21 +113,24 @@ class SklearnRunner:
         for feature, choices in enumerate(domain.columns):
             if choices is not None and len(choices):
                 row[0, feature] = choices[0]
+        gap = row.copy()
+        gap[0, 0] = np.nan
         try:
+            # CatBoost makes what it is given read-only.
             self._guarded(row)
-            row[0, 0] = np.nan
-            self._guarded(row)
+            self._guarded(gap)
         except ModelFailed:
             return False
         return True
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the estimator refuses these inputs."""
-        return {name: _kept(name, value) for name, value in self._guarded(self._table(feeds)).items()}
+        given = self._guarded(self.table(feeds))
+        return {each: _kept(name, part) for name, value in given.items() for each, part in _parts(name, value).items()}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs every output's method once on a table that is already made."""
-        table = self._table(feeds)
+        table = self.table(feeds)
         return lambda: self._guarded(table)
 
     def _guarded(self, table: Array) -> dict[str, Any]:
@@ -126,13 +138,14 @@ class SklearnRunner:
             # Pipelines fitted on named columns warn about every plain table.
             with quiet():
                 return {name: call(table) for name, call in self._calls.items()}
-        except RAISED_BY_MODELS as error:
+        except library_errors() as error:
             raise ModelFailed(
                 f"The original could not run: {first_line(error).rstrip('.')}.",
                 hint=f"It takes {self.width} columns.",
             ) from error
 
-    def _table(self, feeds: Mapping[str, Array]) -> Array:
+    def table(self, feeds: Mapping[str, Array]) -> Array:
+        """Return what the estimator's methods take. Raises ModelFailed where an input is not given."""
         missing = [spec.name for spec in self.inputs if spec.name not in feeds]
         if missing:
             raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.")
@@ -157,8 +170,8 @@ def load_estimator(path: Path) -> Any:
 
     try:
         with quiet():
-            estimator = joblib.load(path)
-    except RAISED_BY_LOADING as error:
+            estimator = _from_skops(path) if is_zipfile(path) else joblib.load(path)
+    except (*RAISED_BY_LOADING, *library_errors()) as error:
         raise ModelFailed(
             f"scikit-learn cannot load this file: {first_line(error).rstrip('.')}.",
             hint="It may have been saved by another version of scikit-learn; save it again with this one.",
@@ -169,6 +182,13 @@ def load_estimator(path: Path) -> Any:
             hint="Save the fitted estimator or pipeline itself with joblib.dump.",
         )
     return estimator
+
+
+def _from_skops(path: Path) -> Any:
+    """Load a skops file. The analyzer has judged every class that its schema names; those alone are trusted."""
+    import skops.io
+
+    return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
 
 
 @contextlib.contextmanager
@@ -188,12 +208,39 @@ def steps_of(estimator: Any) -> list[Any]:
     return [part for _, step in steps if step is not None and step != "passthrough" for part in steps_of(step)]
 
 
+def use_positions(estimator: Any) -> None:
+    """Have every ColumnTransformer choose its columns by position instead of by name.
+
+    What is served is one matrix or one tensor a column, and neither needs pandas, whose tables have names.
+    """
+    for part in steps_of(estimator):
+        positions = getattr(part, "_transformer_to_input_indices", None)
+        if positions is None or not hasattr(part, "transformers_"):
+            continue
+        part.transformers_ = [
+            (name, transformer, _positions(positions.get(name, []), columns))
+            for name, transformer, columns in part.transformers_
+        ]
+        for _, transformer, _ in part.transformers_:
+            if transformer is not None and not isinstance(transformer, str):
+                use_positions(transformer)
+
+
+def _positions(positions: Any, columns: Any) -> list[int] | int:
+    """Return where the columns are; a column that was named alone comes to its transformer without an axis."""
+    found = [int(i) for i in positions]
+    return found[0] if isinstance(columns, str | int | np.integer) and found else found
+
+
 def _width(estimator: Any) -> int:
     for part in [estimator, *steps_of(estimator)]:
         try:
             width = getattr(part, "n_features_in_", None)
         except AttributeError:
             width = None
+        if library_of(part) == "catboost":
+            # A model that was loaded from a pickle says 0.
+            width = len(part.feature_names_)
         if isinstance(width, int | np.integer):
             return int(width)
     raise Unsupported(
@@ -264,6 +311,7 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
     else:
         transformers.append((first, list(range(width))))
     categories: dict[int, Array] = {}
+    open_ended: set[int] = set()
     domains: dict[int, Domain] = {}
     texts: dict[int, Domain] = {}
     for transformer, positions in transformers:
@@ -275,6 +323,7 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
             known = getattr(part, "categories_", None)
             if known is not None and len(known) == len(positions):
                 categories.update(zip(positions, (np.asarray(values) for values in known), strict=True))
+                open_ended.update(positions if _takes_unknown(part) else ())
             scale = _scaled(part)
             if scale.centre is not None and scale.spread is not None and len(scale.centre) == len(positions):
                 for at, position in enumerate(positions):
@@ -293,6 +342,8 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
             dtype, domain = "string", texts[position]
         elif values is not None:
             known_values = [v for v in values if isinstance(v, str) or not _is_nan(v)]
+            if values.dtype.kind in "OUS" and position in open_ended:
+                known_values.append(UNKNOWN)
             if values.dtype.kind in "OUS":
                 dtype, domain = "string", Domain(choices=plain(np.array(known_values, dtype=object)))
             else:
@@ -300,6 +351,12 @@ def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
                 domain = Domain(choices=np.asarray(values))
         columns.append(Column(names[position], dtype, domain))
     return tuple(columns)
+
+
+def _takes_unknown(encoder: Any) -> bool:
+    """Whether an encoder has an answer for a category that it was not fitted on."""
+    how = getattr(encoder, "handle_unknown", None)
+    return how in ("ignore", "infrequent_if_exist", "use_encoded_value", "warn") or hasattr(encoder, "target_mean_")
 
 
 def _is_nan(value: Any) -> bool:
@@ -324,7 +381,7 @@ def _matrix_domain(estimator: Any) -> Domain:
         if known is not None:
             positions = [int(i) for i in indices[name]] if name in indices else list(range(len(known)))
             found.update(zip(positions, (np.asarray(values, dtype=np.float64) for values in known), strict=False))
-    columns = tuple(found.get(position) for position in range(max(found, default=-1) + 1))
+    columns = tuple(found.get(position) for position in range(max(found, default=-1) + 1)) or scaled.columns
     return replace(scaled, columns=columns, positive=_positive_only(first))
 
 
@@ -346,6 +403,8 @@ def _scaled(estimator: Any) -> Domain:
         low, high = getattr(part, "data_min_", None), getattr(part, "data_max_", None)
         if isinstance(low, np.ndarray) and isinstance(high, np.ndarray):
             return Domain(centre=(low + high) / 2, spread=np.maximum((high - low) / 4, 1e-6))
+        if library_of(part) is not None:
+            return domain_of(part) or Domain()
         thresholds = _thresholds(part) or _remembered(part)
         if thresholds is not None:
             return thresholds
@@ -364,7 +423,7 @@ def _remembered(part: Any) -> Domain | None:
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.shape[1] == getattr(part, "n_features_in_", 0):
             rows = rows.astype(np.float64)
             if len(rows) > 1 and np.isfinite(rows).all():
-                return Domain(centre=rows.mean(0), spread=np.maximum(rows.std(0), 1e-6))
+                return Domain(centre=rows.mean(0), spread=np.maximum(rows.std(0), 1e-6), rows=rows[:_REMEMBERED])
     return None
 
 
@@ -399,7 +458,9 @@ def _calls(estimator: Any) -> dict[str, Callable[[Array], Any]]:
             return calls
         if is_regressor(estimator):
             return {"prediction": estimator.predict}
-        if is_outlier_detector(estimator):
+        if library_of(steps_of(estimator)[-1]) is not None:
+            return {"scores": estimator.predict}
+        if is_outlier_detector(estimator) and hasattr(estimator, "predict"):
             return {"label": estimator.predict, "scores": estimator.decision_function}
         if hasattr(estimator, "predict") and (is_clusterer(estimator) or not hasattr(estimator, "transform")):
             return {"label": estimator.predict}
@@ -411,12 +472,14 @@ def _calls(estimator: Any) -> dict[str, Callable[[Array], Any]]:
     )
 
 
-def _kept(name: str, value: Any) -> Array:
+def _parts(name: str, value: Any) -> dict[str, Any]:
+    """Return an output by name; one for each target where an estimator predicts several at once."""
     if isinstance(value, list | tuple):
-        raise Unsupported(
-            f"Output {name!r} is a list of {len(value)} arrays: the estimator predicts several targets at once.",
-            hint="Save one estimator for each target.",
-        )
+        return {f"{name}_{number}": part for number, part in enumerate(value)}
+    return {name: value}
+
+
+def _kept(name: str, value: Any) -> Array:
     array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
     if name == "label":
         if array.dtype.kind in "OUS":

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters import arrays, graph_interface, onnx_file
+from converters import arrays, fused_attention, graph_interface, onnx_file, streamed_weights
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.served_interface import as_original, make_servable
 from converters.silence import quiet
+from converters.tensor_sheet import TensorSheet, known
 from converters.torch_source import TorchSource
 from converters.trace_inputs import TraceCase, trace_cases
 from schemas.catalog import TorchExportOptions
+from schemas.descriptor import KnownBy, TensorSpec
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.step_io import StepContext, StepOutcome
 
@@ -63,13 +66,14 @@ def export(context: StepContext, source: TorchSource, *, program: Any = None, no
     dropped = graph_interface.restore_inputs(model, descriptor.inputs)
     graph_interface.place_outputs(model, names)
     graph_interface.name_axes(model, descriptor.inputs, descriptor.outputs)
+    served = make_servable(model)
     context.progress(0.7, "Saving and checking the ONNX model")
     file = onnx_file.save(model, context.out / onnx_file.OUTPUT_FOLDER)
     del model
     onnx_file.check(file)
     context.progress(0.8, "Running the ONNX model at sizes that were not traced")
     prove(context, source, cases, file)
-    return onnx_file.outcome(context, file, (*source.notes, *notes, *dropped))
+    return onnx_file.outcome(context, file, (*source.notes, *notes, *dropped, *served))
 
 
 def feeds_of(source: TorchSource, case: TraceCase) -> tuple[torch.Tensor, ...]:
@@ -77,6 +81,31 @@ def feeds_of(source: TorchSource, case: TraceCase) -> tuple[torch.Tensor, ...]:
     import torch
 
     return tuple(torch.from_numpy(np.ascontiguousarray(case.feeds[name])) for name in source.input_names)
+
+
+def sheet_of(context: StepContext, source: TorchSource, case: TraceCase) -> TensorSheet:
+    """Return the tensors of ``source`` in its own order: as the descriptor has them, else as the case shows them."""
+    descriptor = context.request.descriptor
+    assert descriptor is not None
+    given = {spec.name: spec for spec in descriptor.inputs}
+    wanted = {spec.name: spec for spec in descriptor.outputs}
+    try:
+        seen = source.run(dict(zip(source.input_names, feeds_of(source, case), strict=True)))
+    except RAISED_BY_MODELS as error:
+        raise ModelFailed(f"The original does not run: {first_line(error)}.") from error
+    outputs = []
+    for name, tensor in seen.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if name in wanted:
+            outputs.append(wanted[name].model_copy(update={"dtype": dtype}))
+        else:
+            axes = tuple(f"{name}_{axis}" for axis in range(tensor.dim()))
+            outputs.append(
+                TensorSpec.model_validate({"name": name, "dtype": dtype, "shape": axes, "known_by": KnownBy.PROBE})
+            )
+    return TensorSheet(
+        inputs=tuple(known(given[name]) for name in source.input_names), outputs=tuple(map(known, outputs))
+    )
 
 
 def _output_names(source: TorchSource, case: TraceCase) -> tuple[str, ...]:
@@ -99,26 +128,25 @@ def _traced(
         if spec.name in source.input_names or spec.name in names
     }
     tensors, module = feeds_of(source, case), source.module
-    with torch.no_grad(), _without_hooks(source.module):
+    with torch.no_grad(), without_hooks(source.module):
         if isinstance(source.inner, torch.jit.ScriptModule):
             # The exporter takes a ScriptModule only as the outermost module; its control flow survives this.
             module = torch.jit.trace(module, tensors, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.onnx.export(
+        return streamed_weights.traced(
             module,
             tensors,
-            str(file),
-            dynamo=False,
-            verbose=False,
+            file,
+            context.out / onnx_file.OUTPUT_FOLDER,
             opset_version=context.options.opset,
             input_names=list(source.input_names),
             output_names=list(names),
             dynamic_axes={name: dims for name, dims in axes.items() if dims},
+            custom_opsets={fused_attention.DOMAIN: 1} if getattr(context.options, "attention", "") == "fused" else None,
         )
-    return onnx_file.load(file)
 
 
 @contextlib.contextmanager
-def _without_hooks(module: torch.nn.Module) -> Iterator[None]:
+def without_hooks(module: torch.nn.Module) -> Iterator[None]:
     """Take away the pre-hooks that check the sizes of an ExportedProgram: they cannot be traced, and change nothing."""
     hooked = [part for part in module.modules() if part._forward_pre_hooks and type(part).__name__ == "GraphModule"]
     kept = [dict(part._forward_pre_hooks) for part in hooked]
@@ -169,25 +197,35 @@ def _dynamo(
 def prove(context: StepContext, source: TorchSource, cases: Sequence[TraceCase], file: Path) -> None:
     """Run the graph on every case. Raises ConversionFailed when it froze an axis or mixed its inputs up."""
     session = onnx_file.session(file, threads=context.request.threads)
+    prove_run(source, cases, lambda feeds: onnx_file.run(session, feeds), "exported graph")
+
+
+def prove_run(
+    source: TorchSource, cases: Sequence[TraceCase], run: Callable[[arrays.Arrays], arrays.Arrays], what: str
+) -> None:
+    """Run ``what`` was made of ``source`` on every case; see :func:`prove`."""
     for number, case in enumerate(cases):
         expected = _expected(source, case)
         if expected is None:
             continue
-        got = onnx_file.run(session, case.feeds)
         where = "the sizes it was traced at" if number == 0 else "sizes it was not traced at"
+        try:
+            got = as_original(run(case.feeds), expected)
+        except ModelFailed as error:
+            raise ConversionFailed(f"At {where}, the {what} does not run: {error.args[0]}") from error
         for name, wanted in expected.items():
             if name not in got:
                 continue
             if got[name].shape != wanted.shape:
                 raise ConversionFailed(
-                    f"At {where}, output {name!r} of the exported graph is {got[name].shape}, "
+                    f"At {where}, output {name!r} of the {what} is {got[name].shape}, "
                     f"the original's is {wanted.shape}: the exporter froze a size.",
                     hint="Sizes read into Python numbers (int(x.shape[1]), len(x)) do that.",
                 )
             if not _near(got[name], wanted):
                 _check_repeatable(source, case, name)
                 raise ConversionFailed(
-                    f"At {where}, output {name!r} of the exported graph is far from the original's.",
+                    f"At {where}, output {name!r} of the {what} is far from the original's.",
                     hint="The exporter froze a decision that depends on the input, such as an if on a tensor's value.",
                 )
 

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from converters.torch_source import TorchSource
 
 
+_LIMITS = (
+    ("input_ids", "vocab_size"),
+    ("decoder_input_ids", "vocab_size"),
+    ("token_type_ids", "type_vocab_size"),
+    ("bbox", "max_2d_position_embeddings"),
+)
+"""Input to the setting of config.json that its integers stay below."""
+
+
+def _reads_the_end(config: Mapping[str, Any]) -> bool:
+    """Whether a classifier on an encoder and a decoder looks for the one end-of-text token of each row."""
+    architecture = str(next(iter(config.get("architectures") or ()), ""))
+    return bool(config.get("is_encoder_decoder")) and architecture.endswith("ForSequenceClassification")
+
+
 class TorchRunner:
     """A torch original in eval mode on the CPU, without gradients."""
 
@@ -68,12 +83,13 @@ class TorchRunner:
             )
             descriptor = descriptor_of(context)
         names = sidecar.outputs if sidecar is not None and not descriptor.outputs else ()
+        source = torch_source.load(context)
         return cls(
-            torch_source.load(context),
+            source,
             inputs=descriptor.inputs,
             outputs=descriptor.outputs,
             output_names=names,
-            config=read_config(context.input("model")),
+            config=read_config(context.input("model")) or own_config(source.inner),
         )
 
     @property
@@ -81,9 +97,12 @@ class TorchRunner:
         """Bounds of integer inputs: the vocabulary a config names, else the smallest embedding of the model."""
         limits = {
             name: Domain(limit=limit)
-            for name, key in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size"))
+            for name, key in _LIMITS
             if isinstance(limit := self._config.get(key), int) and limit > 0
         }
+        end = self._config.get("eos_token_id")
+        if "input_ids" in limits and isinstance(end, int) and _reads_the_end(self._config):
+            limits["input_ids"] = Domain(limit=limits["input_ids"].limit, last=end)
         rows = [tensor.shape[0] for tensor in self._embeddings()]
         for name in self.source.input_names:
             if name not in limits and rows:
@@ -94,14 +113,14 @@ class TorchRunner:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
         from converters.torch_source import name_outputs
 
-        named = self._guarded(self._tensors(feeds))
+        named = self._guarded(self.tensors(feeds))
         if self._output_names:
             named = name_outputs(named, self._output_names)
         return {name: _kept(tensor) for name, tensor in named.items()}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs ``feeds`` once, with tensors already made."""
-        tensors = self._tensors(feeds)
+        tensors = self.tensors(feeds)
         return lambda: self._guarded(tensors)
 
     def _guarded(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,7 +132,8 @@ class TorchRunner:
                 hint="The input's shape or dtype may not be what it takes; say it in the sidecar under 'inputs'.",
             ) from error
 
-    def _tensors(self, feeds: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    def tensors(self, feeds: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        """Return ``feeds`` as tensors of their own by input name. Raises ModelFailed for a missing input or strings."""
         import torch
 
         tensors: dict[str, torch.Tensor] = {}
@@ -172,6 +192,13 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     inner = {k: v for part in ("text_config", "vision_config") for k, v in (config.get(part) or {}).items()}
     return {**inner, **config}
+
+
+def own_config(module: Any) -> dict[str, Any]:
+    """Return the configuration of a transformers model that came without a folder; {} of any other."""
+    config = getattr(module, "config", None)
+    named = config.to_dict() if config is not None and hasattr(config, "to_dict") else None
+    return {**named, "architectures": [type(module).__name__]} if isinstance(named, dict) else {}
 
 
 def reason(error: BaseException) -> str:

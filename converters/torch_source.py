@@ -60,6 +60,7 @@ def load(context: StepContext) -> TorchSource:
     """
     from converters.huggingface_source import load_huggingface
     from converters.module_source import load_module
+    from converters.pickled_source import load_pickled
 
     descriptor = context.request.descriptor
     if descriptor is None:
@@ -76,6 +77,8 @@ def load(context: StepContext) -> TorchSource:
                 return load_huggingface(context, context.input("model"), descriptor)
             case Format.TORCH_STATE_DICT | Format.SAFETENSORS:
                 return load_module(context, path, descriptor)
+            case Format.TORCH_MODULE:
+                return load_pickled(context, path, descriptor)
             case _:
                 raise Unsupported(f"A {descriptor.format} file is not one that torch runs.")
 

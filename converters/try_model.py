@@ -6,10 +6,9 @@ import time
 
 import numpy as np
 
-from converters import onnx_file
 from converters.arrays import Array
 from converters.batching import fixed_rows, row_count, take
-from converters.onnx_runner import OnnxRunner
+from converters.runners import Runner, load_candidate, load_original
 from converters.sampling import ROWS_AXIS, example_sizes, random_feeds, sentence_feeds, sidecar_samples
 from schemas.catalog import TryOptions
 from schemas.descriptor import BATCH_AXIS, ModelDescriptor
@@ -22,12 +21,16 @@ _SHOWN = 8
 def try_model(context: StepContext) -> StepOutcome:
     """Run the model once, on a person's samples where there are some, else on sentences or random values.
 
-    Without a descriptor the graph's own header says what it takes. Raises ModelFailed when it does not run.
+    Without a descriptor the model's own header says what it takes. Raises ModelFailed when it does not run.
     """
     options: TryOptions = context.options
     descriptor = context.request.descriptor
     model = context.input("model")
-    runner = OnnxRunner(onnx_file.find(model, descriptor), threads=context.request.threads)
+    runner: Runner
+    if options.original and descriptor is not None:
+        runner = load_original(context)
+    else:
+        runner = load_candidate(model, options.format, threads=context.request.threads)
     specs = runner.inputs
     known = {spec.name: spec for spec in descriptor.inputs} if descriptor is not None else {}
     # The descriptor's axis names say what an axis is; the graph's own may be anything.

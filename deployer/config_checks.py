@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deployer.config_text import BACKEND, CONFIG_FILE, MODEL_FILE, parse_config
+from deployer.backends import BACKENDS, Backend
+from deployer.config_text import CONFIG_FILE, parse_config
 from schemas.errors import ModeliumError
+
+_BY_NAME = {backend.name: backend for backend in BACKENDS.values()}
+_KIND_GPU = 1
+"""ModelInstanceGroup.KIND_GPU."""
 
 
 def check_entry(entry: Path) -> tuple[str, ...]:
@@ -39,17 +44,26 @@ def _entry(entry: Path, name: str) -> Iterator[str]:
     versions = list(config.version_policy.specific.versions)
     if not versions:
         yield "No version is named."
-    for version in versions:
-        if not (entry / str(version) / (config.default_model_filename or MODEL_FILE)).is_file():
-            yield f"Version {version} has no {MODEL_FILE}."
+    backend = _BY_NAME.get(config.backend)
+    if backend is not None:
+        needed = [backend.model_file]
+        if backend.data_suffix:
+            needed.append(Path(backend.model_file).with_suffix(backend.data_suffix).name)
+        for version in versions:
+            for file in needed:
+                if not (entry / str(version) / file).is_file():
+                    yield f"Version {version} has no {file}."
     for output in config.output:
         if output.label_filename and not (entry / output.label_filename).is_file():
             yield f"Output {output.name!r} names the label file {output.label_filename!r}, which is not there."
 
 
 def _config(config: Any) -> Iterator[str]:
-    if config.backend != BACKEND:
-        yield f"The backend is {config.backend!r}, not {BACKEND!r}."
+    backend = _BY_NAME.get(config.backend)
+    if backend is None:
+        yield f"The backend is {config.backend!r}, none of {', '.join(_BY_NAME)}."
+    else:
+        yield from _backend(config, backend)
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}."
     for kind, tensors in (("input", config.input), ("output", config.output)):
@@ -73,6 +87,40 @@ def _config(config: Any) -> Iterator[str]:
             yield f"Warm-up {warm_up.name!r} has an axis without a size."
         if not 1 <= warm_up.batch_size <= max(config.max_batch_size, 1):
             yield f"Warm-up {warm_up.name!r} has batch size {warm_up.batch_size}."
+
+
+def _backend(config: Any, backend: Backend) -> Iterator[str]:
+    """Yield what ``backend`` would refuse, or take for something else."""
+    if config.platform and config.platform != backend.platform:
+        yield f"The platform {config.platform!r} is not one of the {backend.name} backend."
+    if (config.default_model_filename or backend.model_file) != backend.model_file:
+        yield f"The model file is {config.default_model_filename!r}, not {backend.model_file!r}."
+    if config.max_batch_size > 0 and not backend.batches_any_size:
+        yield f"The {backend.name} backend would run batches of {config.max_batch_size} and of no other size."
+    for key in sorted(set(config.parameters) - backend.parameters):
+        yield f"The parameter {key!r} is none that Modelium gives the {backend.name} backend."
+    for group in config.instance_group:
+        if group.kind == _KIND_GPU and not backend.gpu:
+            yield f"The {backend.name} backend does not run on a GPU."
+        if group.kind != _KIND_GPU and not backend.cpu:
+            yield f"The {backend.name} backend runs on GPUs only."
+    if backend.by_position:
+        for kind, tensors in (("output", config.output), ("input", config.input)):
+            yield from _positions(kind, [tensor.name for tensor in tensors])
+
+
+def _positions(kind: str, names: list[str]) -> Iterator[str]:
+    """Yield names that libtorch's backend would read as positions other than their own.
+
+    Where all names of a kind are ``<anything>__<digits>``, the digits decide; where one is not, the order does. Names
+    of inputs that are arguments of ``forward`` come before both, and a config cannot tell: such names are refused too.
+    """
+    parts = [name.partition("__") for name in names]
+    if not names or not all(found and (not index or index.isdecimal()) for _, found, index in parts):
+        return
+    for position, (name, (_, _, index)) in enumerate(zip(names, parts, strict=True)):
+        if int(index or 0) != position:
+            yield f"{kind.capitalize()} {name!r} is number {position}, and Triton would take it for number {index}."
 
 
 def _tensor(kind: str, tensor: Any, *, batched: bool) -> Iterator[str]:

@@ -7,13 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deployer.backends import backend_of
 from schemas.deployment import EntrySpec
 from schemas.descriptor import DType, TensorSpec
 from schemas.errors import InvalidDocument, ToolchainMissing
 
-MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.pbtxt"
-BACKEND = "onnxruntime"
 QUEUE_DELAY_US = 100
 """How long a lone request waits for company: far below the time a model takes, enough to collect a burst."""
 UNKNOWN_AXIS = 8
@@ -47,12 +46,14 @@ def labels_text(labels: tuple[str, ...]) -> str:
 
 
 def config_text(spec: EntrySpec) -> str:
-    """Return the text of ``spec``'s config.pbtxt."""
+    """Return the text of ``spec``'s config.pbtxt. Raises Unsupported for a format that Triton has no backend for."""
     proto = _messages()
+    backend = backend_of(spec.format)
     config = proto.ModelConfig(
         name=spec.name,
-        backend=BACKEND,
-        default_model_filename=MODEL_FILE,
+        platform=backend.platform,
+        backend=backend.name,
+        default_model_filename=backend.model_file,
         max_batch_size=spec.max_batch_size,
     )
     config.version_policy.specific.versions.append(spec.version)
@@ -65,7 +66,10 @@ def config_text(spec: EntrySpec) -> str:
         _shape(item, tensor, batched=batched)
         if tensor.name == spec.labels_output and spec.labels:
             item.label_filename = labels_file(spec.version)
-    config.instance_group.add(kind=proto.ModelInstanceGroup.KIND_CPU, count=1)
+    kind = proto.ModelInstanceGroup.KIND_GPU if spec.hardware == "gpu" else proto.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(kind=kind, count=1)
+    for key, value in sorted(spec.parameters.items()):
+        config.parameters[key].string_value = value
     if batched:
         config.dynamic_batching.preferred_batch_size.extend(_preferred(spec))
         config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US

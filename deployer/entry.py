@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from deployer.backends import backend_of, unservable
 from schemas.deployment import EntrySpec
-from schemas.descriptor import BATCH_AXIS, ModelDescriptor, TensorSpec
+from schemas.descriptor import BATCH_AXIS, Format, ModelDescriptor, TensorSpec
 from schemas.errors import Unsupported
 from schemas.evidence import ParityReport
-from schemas.target import TargetProfile
+from schemas.target import Precision, TargetProfile
 
 _LABELLED = ("float64", "float32", "float16", "bfloat16")
 
 
 def entry_spec(
-    name: str, version: int, parity: ParityReport, descriptor: ModelDescriptor, target: TargetProfile
+    name: str,
+    version: int,
+    parity: ParityReport,
+    descriptor: ModelDescriptor,
+    target: TargetProfile,
+    *,
+    format: Format = Format.ONNX,
+    parameters: Mapping[str, str] | None = None,
 ) -> EntrySpec:
     """Return what is published for the candidate that ``parity`` is about; its own tensors, not the original's.
 
     ``max_batch_size`` is the largest batch for which rows together gave what they gave one by one, however large the
-    target's batches are: batching is proven, never assumed. Raises Unsupported for tensors that Triton cannot serve.
+    target's batches are: batching is proven, never assumed. A backend that would turn it into the one batch size
+    that runs gets none, and clients send the batch axis themselves. ``parameters`` go to the backend over those that
+    the evidence asks for. Raises Unsupported for a format or for tensors that Triton cannot serve.
     """
     inputs, outputs = parity.inputs, parity.served_outputs
-    most = max_batch_size(parity, inputs, outputs)
-    for tensor in (*inputs, *outputs):
-        _servable(tensor, batched=most > 0)
+    most = max_batch_size(parity, inputs, outputs) if backend_of(format).batches_any_size else 0
+    reason = unservable(format, (*inputs, *outputs), batched=most > 0, hardware=target.hardware)
+    if reason is not None:
+        raise Unsupported(reason[0], hint=reason[1])
     labels_output = _labels_output(descriptor.labels, outputs, batched=most > 0)
     sizes = {axis: size for case in parity.cases for axis, size in case.axes.items() if case.source != "random"}
     sizes = {**{axis: size for case in parity.cases for axis, size in case.axes.items()}, **sizes}
     return EntrySpec(
         name=name,
         version=version,
+        format=format,
         inputs=inputs,
         outputs=outputs,
         batching=parity.batching,
         max_batch_size=most,
         labels=descriptor.labels if labels_output else (),
         labels_output=labels_output,
+        hardware=target.hardware,
+        parameters={**measured_parameters(format, parity.precision), **(parameters or {})},
         example_axes={**sizes, **descriptor.example_axes},
     )
 
@@ -52,18 +66,16 @@ def max_batch_size(parity: ParityReport, inputs: Sequence[TensorSpec], outputs: 
     return most if most > 1 else 0
 
 
-def _servable(tensor: TensorSpec, *, batched: bool) -> None:
-    empty = [dim for dim in tensor.shape if isinstance(dim, int) and dim <= 0]
-    if empty:
-        raise Unsupported(
-            f"Tensor {tensor.name!r} has an axis of size {empty[0]}; Triton serves axes of 1 and more.",
-            hint="Export the model without that input or output, or with its real size.",
-        )
-    if not batched and not tensor.shape:
-        raise Unsupported(
-            f"Tensor {tensor.name!r} is a single number without any axis, and Triton serves no such tensor.",
-            hint="Export the model with an axis of size 1 around it, or without it.",
-        )
+def measured_parameters(format: Format, precision: Precision) -> dict[str, str]:
+    """Return the backend's parameters that make it run a model as it was measured."""
+    match format:
+        case Format.OPENVINO:
+            hint = {"HINT_BF16": "YES"} if precision is Precision.BF16 else {}
+            return {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY", **hint}
+        case Format.TORCHSCRIPT:
+            return {"INFERENCE_MODE": "true"}
+        case _:
+            return {}
 
 
 def _labels_output(labels: Sequence[str], outputs: Sequence[TensorSpec], *, batched: bool) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from deployer.backends import backend_of
 from schemas.deployment import EntrySpec
 
 RUNTIME = "kserve-tritonserver"
@@ -15,7 +16,7 @@ RUNTIME_VERSION = "24.12-py3"
 opset 19."""
 DEFAULT_VOLUME = "modelium-models"
 _RUNTIME_BYTES = 512 << 20
-"""Resident size of Triton with its onnxruntime backend, before any model."""
+"""Resident size of Triton with one backend, before any model."""
 
 
 def default_storage_uri(name: str) -> str:
@@ -39,6 +40,8 @@ def manifest(
     this machine means nothing in a cluster. ``memory_bytes`` is the descriptor's estimate of running one row; a batch
     needs its activations once for every row.
     """
+    format_name, format_version = backend_of(spec.format).kserve_format
+    gpu = {"nvidia.com/gpu": "1"} if spec.hardware == "gpu" else {}
     rows = max(1, spec.max_batch_size)
     activations = max(0, (memory_bytes or 0) - model_bytes) * rows
     # The file and the session's own packed copy of the weights live side by side while the model loads.
@@ -60,14 +63,14 @@ def manifest(
         "spec": {
             "predictor": {
                 "model": {
-                    "modelFormat": {"name": "onnx", "version": "1"},
+                    "modelFormat": {"name": format_name, "version": format_version},
                     "runtime": RUNTIME,
                     "runtimeVersion": RUNTIME_VERSION,
                     "protocolVersion": "v2",
                     "storageUri": storage_uri or default_storage_uri(spec.name),
                     "resources": {
-                        "requests": {"cpu": str(cpus), "memory": requested},
-                        "limits": {"cpu": str(cpus), "memory": limit},
+                        "requests": {"cpu": str(cpus), "memory": requested, **gpu},
+                        "limits": {"cpu": str(cpus), "memory": limit, **gpu},
                     },
                 }
             }

@@ -7,7 +7,7 @@ import shutil
 import stat
 from pathlib import Path, PurePosixPath
 
-from deployer.config_text import MODEL_FILE
+from deployer.backends import Backend
 from schemas.errors import ModeliumError, NotFound
 
 _CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".exe", ".pbtxt"})
@@ -15,29 +15,42 @@ _BINARY_MAGICS = (b"\x7fELF", b"MZ", b"#!", b"\xcf\xfa\xed\xfe")
 _CHUNK_BYTES = 1 << 20
 
 
-def copy_model(model: Path, version_folder: Path, entry: str | None) -> None:
-    """Copy ``model`` into the new folder ``version_folder`` as model.onnx and what lies beside it; fsync everything.
+def copy_model(model: Path, version_folder: Path, entry: str | None, backend: Backend) -> None:
+    """Copy ``model`` into the new folder ``version_folder`` under the names that ``backend`` wants; fsync everything.
 
-    ``model`` is a file of any name, or a folder; ``entry`` is the model file's path inside it (model.onnx when None).
-    External data keep their names, since the graph names them. Triton looks for its backend's library and for
-    ``model.py`` beside a model before it looks at home: what is or may be code is therefore never copied, and no link
-    is followed.
+    ``model`` is a file of any name, or a folder; ``entry`` is the model file's path inside it (the backend's own name
+    when None). An ONNX file's external data keep their names, since the graph names them; what lies beside a model of
+    another format stays behind, but for the weights file of the same stem that the backend looks for. Triton looks for
+    its backend's library and for ``model.py`` beside a model before it looks at home: what is or may be code is
+    therefore never copied, and no link is followed.
     """
     if not stat.S_ISDIR(os.lstat(model).st_mode):
+        if backend.data_suffix:
+            raise NotFound(f"The model is one file, and its {backend.data_suffix} file with the weights is not there.")
         version_folder.mkdir(mode=0o755)
-        _copy_file(model, version_folder / MODEL_FILE)
+        copy_file(model, version_folder / backend.model_file)
         sync_folder(version_folder)
         return
-    relative = PurePosixPath(entry or MODEL_FILE)
+    relative = PurePosixPath(entry or backend.model_file)
     if relative.is_absolute() or ".." in relative.parts:
         raise ModeliumError(f"The model file {entry!r} lies outside its folder.")
     source = model / relative
     if not source.is_file() or source.is_symlink():
         raise NotFound(f"The model folder has no file {str(relative)!r}.")
-    _copy_folder(source.parent, version_folder, main=source.name)
+    if not backend.alone:
+        _copy_folder(source.parent, version_folder, source.name, backend.model_file)
+        return
+    version_folder.mkdir(mode=0o755)
+    copy_file(source, version_folder / backend.model_file)
+    if backend.data_suffix:
+        weights = source.with_suffix(backend.data_suffix)
+        if not weights.is_file() or weights.is_symlink():
+            raise NotFound(f"The model folder has no file {weights.name!r}.")
+        copy_file(weights, (version_folder / backend.model_file).with_suffix(backend.data_suffix))
+    sync_folder(version_folder)
 
 
-def _copy_folder(source: Path, destination: Path, main: str | None) -> None:
+def _copy_folder(source: Path, destination: Path, main: str | None, model_file: str) -> None:
     destination.mkdir(mode=0o755)
     with os.scandir(source) as found:
         entries = sorted(found, key=lambda item: item.name)
@@ -47,12 +60,12 @@ def _copy_folder(source: Path, destination: Path, main: str | None) -> None:
             continue
         if item.is_dir(follow_symlinks=False):
             if not item.name.startswith("."):
-                _copy_folder(path, destination / item.name, main=None)
+                _copy_folder(path, destination / item.name, None, model_file)
             continue
         if main is not None and item.name == main:
-            _copy_file(path, destination / MODEL_FILE)
-        elif item.is_file(follow_symlinks=False) and _is_data(path) and not (main and item.name == MODEL_FILE):
-            _copy_file(path, destination / item.name)
+            copy_file(path, destination / model_file)
+        elif item.is_file(follow_symlinks=False) and _is_data(path) and not (main and item.name == model_file):
+            copy_file(path, destination / item.name)
     sync_folder(destination)
 
 
@@ -66,7 +79,8 @@ def _is_data(path: Path) -> bool:
         return not file.read(4).startswith(_BINARY_MAGICS)
 
 
-def _copy_file(source: Path, destination: Path) -> None:
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy the plain file ``source`` to the new file ``destination`` and fsync it; follows no link."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as reader:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -76,6 +90,14 @@ def _copy_file(source: Path, destination: Path) -> None:
             writer.flush()
             os.fsync(writer.fileno())
             os.fchmod(writer.fileno(), 0o644)
+
+
+def copy_files(files: dict[str, Path], folder: Path) -> None:
+    """Copy plain files into the new folder ``folder`` under the names that ``files`` gives them; fsync everything."""
+    folder.mkdir(mode=0o755)
+    for name, source in files.items():
+        copy_file(source, folder / name)
+    sync_folder(folder)
 
 
 def write_file(path: Path, text: str) -> None:

@@ -15,18 +15,20 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployer.backends import MODEL_FILES, backend_of
 from deployer.config_checks import check_entry, require_entry
-from deployer.config_text import CONFIG_FILE, MODEL_FILE, config_text, labels_file, labels_text, parse_config
-from deployer.model_files import copy_model, same_files, sync_folder, write_file
+from deployer.config_text import CONFIG_FILE, config_text, labels_file, labels_text, parse_config
+from deployer.model_files import copy_files, copy_model, same_files, sync_folder, write_file
 from schemas.deployment import EntrySpec
 from schemas.errors import Conflict, NotFound
 
 STAGING = ".staging"
+TOKENIZER = "tokenizer"
 Phase = Callable[[str], None]
 
 
@@ -49,14 +51,17 @@ def publish(
     archive: Path,
     *,
     model_entry: str | None = None,
+    tokenizer: Mapping[str, Path] | None = None,
     on_phase: Phase = _nothing,
 ) -> Published:
     """Publish ``model`` as version ``spec.version`` of ``spec.name`` and make it the one that is served.
 
     ``model`` is a stored file or folder, copied and never linked; ``model_entry`` names the model file inside a
-    folder that has no model.onnx. Publishing the same version with the same bytes again is done at once, so that a
-    repeated task is harmless. Raises Conflict when the name belongs to an entry that is not ours, or the version that
-    is served now has other bytes.
+    folder where it is not called as the backend calls it. Versions of one name may have different formats: each has
+    its own backend in its own configuration. ``tokenizer`` are files by name that clients need to prepare requests;
+    they go into the version's folder ``tokenizer``, which no server reads. Publishing the same version with the same
+    bytes again is done at once, so that a repeated task is harmless. Raises Conflict when the name belongs to an entry
+    that is not ours, or the version that is served now has other bytes.
     """
     entry = repository / spec.name
     config = config_text(spec)
@@ -69,7 +74,9 @@ def publish(
         staged = staging / f"{spec.name}.{uuid.uuid4().hex}"
         try:
             staged.mkdir(mode=0o755)
-            copy_model(model, staged / str(spec.version), model_entry)
+            copy_model(model, staged / str(spec.version), model_entry, backend_of(spec.format))
+            if tokenizer:
+                copy_files(dict(tokenizer), staged / str(spec.version) / TOKENIZER)
             on_phase("copied")
             if spec.labels_output and spec.labels:
                 write_file(staged / labels_file(spec.version), labels_text(spec.labels))
@@ -97,7 +104,7 @@ def rollback(name: str, version: int, repository: Path, archive: Path, *, on_pha
         kept = archive / name / str(version)
         if not entry.is_dir():
             raise NotFound(f"There is no deployment {name}.", hint="List them with: modelium deployments.")
-        if not (kept / CONFIG_FILE).is_file() or not (entry / str(version) / MODEL_FILE).is_file():
+        if not (kept / CONFIG_FILE).is_file() or not _has_model(entry / str(version)):
             have = ", ".join(str(number) for number in versions(name, repository)) or "none"
             raise NotFound(f"Version {version} of {name} is not kept.", hint=f"Kept: {have}.")
         config = (kept / CONFIG_FILE).read_text(encoding="utf-8")
@@ -134,7 +141,11 @@ def versions(name: str, repository: Path) -> tuple[int, ...]:
     entry = repository / name
     if not entry.is_dir():
         return ()
-    return tuple(sorted(int(p.name) for p in entry.iterdir() if p.name.isdecimal() and (p / MODEL_FILE).is_file()))
+    return tuple(sorted(int(p.name) for p in entry.iterdir() if p.name.isdecimal() and _has_model(p)))
+
+
+def _has_model(version_folder: Path) -> bool:
+    return any((version_folder / name).is_file() for name in MODEL_FILES)
 
 
 def active_version(name: str, repository: Path) -> int | None:

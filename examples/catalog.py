@@ -39,7 +39,7 @@ EXAMPLES: tuple[Example, ...] = (
             companions=("model.py",), has_sidecar=True),
     Example("wine-weights", "wine-weights.pth", "the same state_dict without a word about its class",
             states=("needs_input",)),
-    Example("tiny-llama", "tiny-llama", "a causal language model: described, not served yet", states=("failed",)),
+    Example("tiny-llama", "tiny-llama", "a causal language model, for vLLM as it is", states=("unchanged",)),
     Example("hostile", "hostile.pkl", "a pickle that runs a command when it is loaded", states=("quarantined",)),
     Example("truncated", "truncated.pt", "a file whose second half is missing", states=("failed",)),
     Example("empty", "empty.pt", "a file of no bytes", states=("failed",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import sys
@@ -120,8 +121,9 @@ class BwrapSandbox:
         yield from ("--perms", "0555", "--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
         yield from ("--perms", "1777", "--size", str(min(_SHM_BYTES, tmp_bytes)), "--tmpfs", "/dev/shm")
         yield from ("--remount-ro", "/dev")
-        binds = [("--ro-bind-try", shown, shown) for shown in _SYSTEM]
-        for prefix in installation(command.interpreter).prefixes:
+        binds = [("--ro-bind-try", path, path) for path in _SYSTEM]
+        shown = (installation(python).prefixes for python in (command.interpreter, *command.beside))
+        for prefix in dict.fromkeys(itertools.chain.from_iterable(shown)):
             if not prefix.is_relative_to("/usr"):
                 binds.append(("--ro-bind", prefix, prefix))
         ours = Path(__file__).parent.parent

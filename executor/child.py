@@ -18,23 +18,20 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from executor.toolchain import NEEDED
 from schemas.catalog import StepKind, entry, parse_options
 from schemas.errors import InvalidDocument, LimitExceeded, ModelFailed, ModeliumError, ToolchainMissing
 from schemas.step_io import RESULT_FILE, STEP_FILE, StepContext, StepFunction, StepOutcome, StepRequest, StepResult
 
-_PRELOADED = {"onnx": ("onnx", "onnxruntime"), "torch": ("torch",), "sklearn": ("sklearn",)}
+_PRELOADED = {
+    "onnx": ("onnx", "onnxruntime"),
+    "torch": ("torch",),
+    "sklearn": ("sklearn",),
+    "boosting": ("sklearn",),
+    "openvino": ("openvino",),
+}
 """What every step of a toolchain needs, imported before the clock of the step's own work starts."""
 
-_VERSIONED = {
-    "numpy": "numpy",
-    "onnx": "onnx",
-    "onnxruntime": "onnxruntime",
-    "onnxscript": "onnxscript",
-    "sklearn": "scikit-learn",
-    "skl2onnx": "skl2onnx",
-    "torch": "torch",
-    "transformers": "transformers",
-}
 _PROGRESS_EVERY_S = 0.1
 
 
@@ -104,8 +101,8 @@ def _import(kind: StepKind) -> StepFunction:
 def _success(outcome: StepOutcome, import_s: float, run_s: float) -> StepResult:
     report = None if outcome.report is None else json.loads(outcome.report.model_dump_json())
     versions = {"python": sys.version.split()[0]}
-    for module, distribution in _VERSIONED.items():
-        if module in sys.modules:
+    for distribution in NEEDED.get(os.environ.get("MODELIUM_TOOLCHAIN", ""), ()):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[distribution] = metadata.version(distribution)
     return StepResult(
         ok=True, outputs=outcome.outputs, report=report, versions=versions, import_s=import_s, run_s=run_s

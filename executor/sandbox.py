@@ -20,7 +20,8 @@ class Command:
     """One program to run in a sandbox, whose working folder shows ``step.json``, ``in/`` and ``out/``.
 
     ``argv`` is as seen inside. ``workspace`` is the host folder with ``step.json`` and ``out/``; ``inputs`` are host
-    files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown.
+    files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown,
+    and ``beside`` are others that the program starts.
     """
 
     argv: tuple[str, ...]
@@ -29,6 +30,7 @@ class Command:
     limits: Limits
     inputs: Mapping[str, Path] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

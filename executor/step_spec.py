@@ -26,6 +26,8 @@ class StepSpec:
     toolchain: Toolchain
     inputs: Mapping[str, Path] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    beside: tuple[Toolchain, ...] = ()
+    """Toolchains whose interpreters the step starts beside its own."""
 
 
 @dataclass

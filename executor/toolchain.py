@@ -11,24 +11,30 @@ from pathlib import Path
 
 from schemas.errors import ToolchainMissing
 
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "scikit-learn",
-    "skl2onnx",
-    "numpy",
-    "protobuf",
-)
-"""Distributions whose versions decide what a step's output is."""
-
 NEEDED: dict[str, tuple[str, ...]] = {
     "onnx": ("numpy", "onnx", "onnxruntime", "protobuf"),
     "torch": ("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"),
     "sklearn": ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx"),
+    "boosting": (
+        "catboost",
+        "lightgbm",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "scikit-learn",
+        "skl2onnx",
+        "skops",
+        "xgboost-cpu",
+    ),
+    "tensorflow": ("h5py", "keras", "numpy", "onnx", "onnxruntime", "protobuf", "tensorflow-cpu", "tf2onnx"),
+    "openvino": ("nncf", "numpy", "onnx", "onnxruntime", "openvino"),
+    "tensorrt_rtx": ("numpy", "onnx", "onnxruntime", "tensorrt_rtx_cu12"),
+    "tensorrt": ("numpy", "onnx", "tensorrt"),
 }
+"""Toolchain to the distributions it must have. Their versions are part of what a step's output depends on."""
+
+DEFAULT = frozenset({"onnx", "torch", "sklearn"})
+"""Those that the ordinary set-up installs beside the control plane; the others have environments of their own."""
 
 _PROBE_TIMEOUT_S = 60
 _PROBE = """
@@ -68,26 +74,42 @@ def versions(toolchain: Toolchain) -> dict[str, str]:
 
 
 def missing(toolchain: Toolchain) -> str | None:
-    """Return what the toolchain lacks and how to mend it, or None when it is complete."""
+    """Return the sentence that says what the toolchain lacks, or None when it is complete."""
     try:
         installed = versions(toolchain)
     except ToolchainMissing as error:
-        return str(error)
+        return str(error.args[0])
     absent = [name for name in NEEDED.get(toolchain.name, ()) if name not in installed]
     if not absent:
         return None
+    if toolchain.name not in DEFAULT and toolchain.interpreter == Path(sys.executable):
+        return f"The {toolchain.name} toolchain ({', '.join(NEEDED[toolchain.name])}) is not installed."
+    return f"The {toolchain.name} toolchain lacks {', '.join(absent)} in {toolchain.interpreter}."
+
+
+def mending(toolchain: Toolchain) -> str:
+    """Return how to install what :func:`missing` misses."""
+    if toolchain.name in DEFAULT:
+        return f"Run: make setup, or: {toolchain.interpreter} -m pip install 'modelium[{toolchain.name}]'"
     return (
-        f"The {toolchain.name} toolchain lacks {', '.join(absent)} in {toolchain.interpreter}. "
-        f"Run: make setup, or {toolchain.interpreter} -m pip install 'modelium[{toolchain.name}]'"
+        f"Run: make setup TOOLCHAINS={toolchain.name}, then `modelium retry`; or name an interpreter that has it in "
+        "MODELIUM_TOOLCHAINS."
     )
+
+
+def beside(prefix: Path, name: str) -> Path | None:
+    """Return the interpreter of a toolchain that the set-up made beside the environment ``prefix``, if it did."""
+    interpreter = prefix.parent / ".toolchains" / name / "bin" / "python"
+    return interpreter if interpreter.exists() else None
 
 
 @functools.cache
 def installation(interpreter: Path) -> Installation:
     """Ask ``interpreter`` what it is; once per process. Raises ToolchainMissing when it does not run."""
+    libraries = sorted({name for names in NEEDED.values() for name in names})
     try:
         done = subprocess.run(
-            [interpreter, "-P", "-s", "-c", _PROBE, *LIBRARIES],
+            [interpreter, "-P", "-s", "-c", _PROBE, *libraries],
             capture_output=True,
             check=True,
             timeout=_PROBE_TIMEOUT_S,

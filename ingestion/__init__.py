@@ -65,14 +65,15 @@ def receive(arrival: Arrival, store: Store, *, source: str = "folder") -> Receiv
         artifact = store.put_files({"refused.txt": str(refused).encode()})
         name = dns_label(arrival.relative)
         return Received(event, artifact, sidecar=None, sidecar_artifact=None, name=name, error=document)
-    sidecar, sidecar_artifact, error = _receive_sidecar(arrival.path, store)
+    sidecar, sidecar_artifact, error = receive_sidecar(arrival.path, store)
     name = dns_label(arrival.relative, folder=artifact.kind is ArtifactKind.FOLDER)
     if sidecar is not None and sidecar.name is not None:
         name = sidecar.name
     return Received(event, artifact, sidecar, sidecar_artifact, name, error)
 
 
-def _receive_sidecar(model: Path, store: Store) -> tuple[Sidecar | None, Artifact | None, ErrorDocument | None]:
+def receive_sidecar(model: Path, store: Store) -> tuple[Sidecar | None, Artifact | None, ErrorDocument | None]:
+    """Read and store the sidecar of ``model`` with its companions; return it, the stored folder, and what is wrong."""
     text: bytes | None = None
     parsed: Sidecar | None = None
     try:
@@ -88,4 +89,4 @@ def _receive_sidecar(model: Path, store: Store) -> tuple[Sidecar | None, Artifac
         return parsed, store.put_files({FOLDER_NAME: kept}), fault.document()
 
 
-__all__ = ["Received", "event_of", "receive"]
+__all__ = ["Received", "event_of", "receive", "receive_sidecar"]

@@ -25,10 +25,11 @@ MARKERS = frozenset(
         "config.json", "model_index.json", "modules.json", "adapter_config.json", "generation_config.json",
         "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
         "saved_model.pb", "saved_model.pbtxt", "keras_metadata.pb",
+        "_CHECKPOINT_METADATA", "manifest.ocdbt",
         "MLmodel", "config.pbtxt",
     }
 )  # fmt: skip
-"""Names that only a model folder holds: ours, Hugging Face's, TensorFlow's, MLflow's, Triton's."""
+"""Names that only a model folder holds: ours, Hugging Face's, TensorFlow's, Orbax's, MLflow's, Triton's."""
 
 _UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".incomplete", ".swp", ".filepart")
 _COMPANIONS = (".py", ".npz")

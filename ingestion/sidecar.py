@@ -110,7 +110,7 @@ def read(model: Path) -> SidecarFiles | None:
 def companions(sidecar: Sidecar, path: Path) -> dict[str, Path]:
     """Return the files that ``sidecar``, standing at ``path``, names. Raises as :func:`read` does."""
     files = {}
-    if sidecar.module is not None:
+    if sidecar.module is not None and sidecar.module.file is not None:
         files[sidecar.module.file] = _companion(path, sidecar.module.file, "/module/file", MAX_CODE_BYTES)
     if sidecar.samples is not None:
         files[sidecar.samples] = _companion(path, sidecar.samples, "/samples", MAX_SAMPLES_BYTES)

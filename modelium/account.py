@@ -12,7 +12,7 @@ from modelium.context import Context
 from schemas.account import CandidateAccount, DeploymentAccount, JobAccount
 from schemas.artifact import Artifact
 from schemas.deployment import Deployment
-from schemas.descriptor import ModelDescriptor
+from schemas.descriptor import Format, ModelDescriptor
 from schemas.evidence import MeasureReport, ReferenceReport, Verdict
 from schemas.job import ENDS, Job
 from schemas.plan import ORIGINAL, ConversionPlan, PlanFinding
@@ -81,8 +81,6 @@ def _candidates(
 
 
 def _deployment(context: Context, job: Job, deployment: Deployment, report: Path) -> DeploymentAccount:
-    from deployer.next_steps import next_steps
-
     return DeploymentAccount(
         name=deployment.name,
         version=deployment.version,
@@ -90,10 +88,22 @@ def _deployment(context: Context, job: Job, deployment: Deployment, report: Path
         manifest=deployment.manifest,
         report=str(report),
         deployment=deployment,
-        next_steps=next_steps(
-            deployment.spec,
-            repository=context.home.repository,
-            manifest=Path(deployment.manifest) if deployment.manifest else None,
-            url=context.settings.triton_url or "http://localhost:8000",
-        ),
+        next_steps=_next_steps(context, deployment),
+    )
+
+
+def _next_steps(context: Context, deployment: Deployment) -> dict[str, str]:
+    from deployer import engines, llm_server
+    from deployer.next_steps import next_steps
+
+    manifest = Path(deployment.manifest) if deployment.manifest else None
+    if deployment.spec.format is Format.TENSORRT_RTX and manifest is not None:
+        return engines.next_steps(Path(deployment.entry), manifest)
+    if llm_server.is_served_whole(deployment.spec.format):
+        return llm_server.next_steps(deployment.spec, files=Path(deployment.entry), manifest=manifest)
+    return next_steps(
+        deployment.spec,
+        repository=context.home.repository,
+        manifest=manifest,
+        url=context.settings.triton_url or "http://localhost:8000",
     )

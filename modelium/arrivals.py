@@ -62,8 +62,9 @@ def record(
             "event_id": event_id,
             "artifact_sha256": artifact.sha256,
             "sidecar_sha256": sidecar_artifact.sha256 if sidecar_artifact else None,
-            "sidecar": sidecar.model_dump(mode="json") if sidecar else None,
-            "target": target.model_dump(mode="json"),
+            # Without what nobody named: whether a person named the runtime decides where a language model goes.
+            "sidecar": sidecar.model_dump(mode="json", exclude_unset=True) if sidecar else None,
+            "target": target.model_dump(mode="json", exclude_unset=True),
             "state": JobState.RECEIVED.value,
             "attempt": 1,
             "created_at": at,

@@ -48,8 +48,25 @@ class Context:
 
         return find_sandbox(allow_none=self.settings.allow_no_isolation)
 
+    @property
+    def toolchains(self) -> Installed:
+        """The toolchains that are complete here."""
+        return Installed(self)
+
     def toolchain(self, name: str) -> Toolchain:
         """Return the toolchain of that name as the settings map it."""
         from executor.toolchain import Toolchain
 
         return Toolchain(name=name, interpreter=self.settings.interpreter(name))
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The names of the complete toolchains; each is looked at when it is asked for, since that starts a process."""
+
+    context: Context
+
+    def __contains__(self, name: object) -> bool:
+        from executor.toolchain import missing
+
+        return isinstance(name, str) and missing(self.context.toolchain(name)) is None

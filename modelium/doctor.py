@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from modelium import broker, supervisor
@@ -15,7 +16,6 @@ from modelium.context import Context
 from schemas.errors import ModeliumError
 from schemas.step_run import Isolation
 
-TOOLCHAINS = ("onnx", "torch", "sklearn")
 LEAST_FREE_BYTES = 5 << 30
 
 
@@ -37,7 +37,9 @@ def examine(context: Context) -> Iterator[Check]:
     """Yield every check, as soon as it is done."""
     yield _python()
     yield _guarded("home", lambda: Check("home", "ok", str(context.home.root)))
-    for name in TOOLCHAINS:
+    from executor.toolchain import NEEDED
+
+    for name in NEEDED:
         yield _guarded(f"toolchain {name}", lambda name=name: _toolchain(context, name))  # type: ignore[misc]
     yield _guarded("isolation", lambda: _isolation(context))
     yield _guarded("broker", lambda: _broker(context))
@@ -59,14 +61,17 @@ def _python() -> Check:
 
 
 def _toolchain(context: Context, name: str) -> Check:
-    from executor.toolchain import missing, versions
+    from executor.toolchain import DEFAULT, NEEDED, mending, missing, versions
 
     toolchain = context.toolchain(name)
     label = f"toolchain {name}"
     lacking = missing(toolchain)
+    if lacking and name not in DEFAULT and toolchain.interpreter == Path(sys.executable):
+        return Check(label, "ok", "not installed; optional", mending(toolchain))
     if lacking:
-        return Check(label, "warn", f"not installed in {toolchain.interpreter}", lacking)
-    return Check(label, "ok", ", ".join(f"{k} {v}" for k, v in versions(toolchain).items()))
+        return Check(label, "warn", lacking, mending(toolchain))
+    has = versions(toolchain)
+    return Check(label, "ok", ", ".join(f"{k} {has[k]}" for k in ("python", *NEEDED[name])))
 
 
 def _isolation(context: Context) -> Check:

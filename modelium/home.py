@@ -35,9 +35,19 @@ class Home:
         return self.root / "model_repository"
 
     @property
+    def engines(self) -> Path:
+        """TensorRT-RTX engines: a folder a name, with one folder a version and a manifest."""
+        return self.root / "engines"
+
+    @property
     def archive(self) -> Path:
         """Configurations of every published version, for rollback."""
         return self.root / "deployments"
+
+    @property
+    def model_files(self) -> Path:
+        """Language models that a server of their own serves as they are: a folder a name, one in it a version."""
+        return self.root / "model_files"
 
     @property
     def manifests(self) -> Path:
@@ -84,7 +94,7 @@ class Home:
         """Make every folder that is missing and return the home."""
         try:
             for folder in (
-                self.incoming, self.artifacts, self.repository, self.archive, self.manifests,
+                self.incoming, self.artifacts, self.repository, self.archive, self.model_files, self.manifests,
                 self.reports, self.workspaces, self.logs, self.broker, self.runtime,
             ):  # fmt: skip
                 folder.mkdir(parents=True, exist_ok=True)

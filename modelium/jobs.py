@@ -263,6 +263,19 @@ def set_name(database: db.Database, job_id: str, name: str) -> None:
         connection.execute(update(db.jobs).where(db.jobs.c.id == job_id).values(name=name))
 
 
+def adopt_sidecar(database: db.Database, job: Job, sidecar: Sidecar, sha256: str) -> Job:
+    """Give a job the sidecar that its archive held; what the sidecar's target names is the job's from now on."""
+    target = sidecar.target.over(job.target) if sidecar.target is not None else job.target
+    values = {
+        "sidecar": sidecar.model_dump(mode="json"),
+        "sidecar_sha256": sha256,
+        "target": target.model_dump(mode="json"),
+    }
+    with database.write() as connection:
+        connection.execute(update(db.jobs).where(db.jobs.c.id == job.id).values(**values))
+    return job.model_copy(update={"sidecar_sha256": sha256, "target": target})
+
+
 def reap(database: db.Database, *, republish_after_s: float, all_waiting: bool = False) -> int:
     """Send every job on that nobody works on: its worker died, or its message was lost. Returns how many.
 

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas.errors import UsageError
 from schemas.step_run import Limits
+from schemas.target import TargetProfile
 
 PREFIX = "MODELIUM_"
 NOT_SETTINGS = frozenset({"MODELIUM_TRITON_DIR"})
@@ -51,7 +52,13 @@ class Settings(BaseSettings):
     )
     toolchains: dict[str, Path] = Field(
         default_factory=dict,
-        description="Toolchain name to Python interpreter, as JSON; those not named use this interpreter",
+        description="Toolchain name to Python interpreter, as JSON; those not named use what "
+        "`make setup TOOLCHAINS=...` made, else this interpreter",
+    )
+    target: TargetProfile = Field(
+        default=TargetProfile(),
+        description="What models are for unless a sidecar or a command says otherwise, as JSON: "
+        '{"runtime": "triton", "precisions": ["fp32", "int8"]}',
     )
     allow_no_isolation: bool = Field(
         default=False, description="Run steps without any sandbox when none can be had; never on files you did not make"
@@ -63,8 +70,14 @@ class Settings(BaseSettings):
     step_timeout_s: float = Field(default=900, gt=0, description="Seconds one step may run")
     step_processes: int = Field(default=512, ge=16, description="Processes and threads one step may have")
     step_workspace_bytes: int = Field(default=20 << 30, ge=1 << 20, description="Bytes one step may write")
+    convert_budget_s: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds of converting after which candidates that cannot win (a precision the target does not "
+        "allow, or no real samples to prove it on) are left out",
+    )
     measure_rounds: int = Field(
-        default=15, ge=3, le=200, description="Rounds of timing; every contender has a turn in each"
+        default=15, ge=3, le=200, description="Most rounds of timing; they end once the order is clear"
     )
     measure_budget_s: float = Field(
         default=30, gt=0, le=3600, description="Seconds of timing after which rounds stop early"
@@ -109,7 +122,9 @@ class Settings(BaseSettings):
 
     def interpreter(self, toolchain: str) -> Path:
         """Return the interpreter of ``toolchain``."""
-        return self.toolchains.get(toolchain, Path(sys.executable))
+        from executor.toolchain import beside
+
+        return self.toolchains.get(toolchain) or beside(Path(sys.prefix), toolchain) or Path(sys.executable)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that make a child process read these same settings."""

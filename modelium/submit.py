@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def submit(context: Context, arrival: Arrival, *, source: str) -> arrivals.Arrived:
-    """Store and record one arrival.
+def submit(context: Context, arrival: Arrival, *, source: str, target: TargetProfile | None = None) -> arrivals.Arrived:
+    """Store and record one arrival. What ``target`` names itself wins over the sidecar's, and that over the settings'.
 
     A drop that can never be stored (a link, a strange name) makes a job too: it has ended, and its reason says why.
 
@@ -35,12 +35,15 @@ def submit(context: Context, arrival: Arrival, *, source: str) -> arrivals.Arriv
     check_room(arrival.size_bytes, home.artifacts, home.workspaces, home.repository)
     with garbage.kept(context):
         received = receive(arrival, context.store, source=source)
+        wanted = context.settings.target
+        for layer in (received.sidecar.target if received.sidecar else None, target):
+            wanted = layer.over(wanted) if layer is not None else wanted
         arrived = arrivals.record(
             context.database,
             received.event,
             received.artifact,
             label=received.name,
-            target=(received.sidecar.target if received.sidecar else None) or TargetProfile(),
+            target=wanted,
             sidecar=received.sidecar,
             sidecar_artifact=received.sidecar_artifact,
             error=received.error,
@@ -55,13 +58,13 @@ def submit(context: Context, arrival: Arrival, *, source: str) -> arrivals.Arriv
     return arrived
 
 
-def submit_path(context: Context, path: Path) -> list[str]:
+def submit_path(context: Context, path: Path, target: TargetProfile | None = None) -> list[str]:
     """Record every model at ``path`` and return its jobs' ids, with a fresh attempt at those that had ended badly."""
     from ingestion.drops import drops
 
     ids = []
     for arrival in drops(path):
-        arrived = submit(context, arrival, source="cli")
+        arrived = submit(context, arrival, source="cli", target=target)
         state = jobs.find(context.database, arrived.job_id).state
         if not arrived.new and state in ENDS - {JobState.DEPLOYED, JobState.UNCHANGED}:
             with contextlib.suppress(Conflict):  # refused on arrival, and for the same reason again

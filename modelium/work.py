@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -79,6 +79,7 @@ class Work:
         reuse: bool = True,
         with_target: bool = False,
         limits: Limits | None = None,
+        beside: Iterable[str] = (),
     ) -> StepRun:
         """Run one catalogued step in the sandbox, or reuse what it gave before; return its record.
 
@@ -87,6 +88,7 @@ class Work:
             exclusive: Have the machine alone, as measuring must.
             reuse: Look in the cache first.
             with_target: Hand the target to the step; it then is part of the cache key.
+            beside: Toolchains whose interpreters the step starts beside its own.
 
         A failing step is a record with state FAILED, not an exception. Raises Cancelled, LeaseLost, SandboxUnavailable
         and ToolchainMissing.
@@ -113,7 +115,9 @@ class Work:
         tools = context.toolchain(toolchain)
         isolation = context.sandbox.isolation(bounds)
         trust = isolation.backend
-        key = step_cache.cache_key(request, inputs, versions(tools), trust)
+        others = tuple(context.toolchain(name) for name in sorted(set(beside) - {toolchain}))
+        known = versions(tools) | {f"{o.name}/{k}": v for o in others for k, v in versions(o).items()}
+        key = step_cache.cache_key(request, inputs, known, trust)
         run = StepRun(
             id=uuid4().hex,
             job_id=job.id,
@@ -129,7 +133,7 @@ class Work:
             started_at=db.now(),
         )
         paths = {name: context.store.path(sha256) for name, sha256 in inputs.items()}
-        spec = StepSpec(request=request, inputs=paths, toolchain=tools, limits=bounds)
+        spec = StepSpec(request=request, inputs=paths, toolchain=tools, limits=bounds, beside=others)
         # One at a time for a key: of two equal drops the second waits here and then finds the first one's outputs.
         # Keys share 4096 lock files, so that a home's runtime folder does not grow.
         with machine_lease.locked(context.home.runtime / f"step-{key[:3]}.lock", should_stop=self.stopping.is_set):

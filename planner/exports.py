@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.words import number_in_words
-from schemas.catalog import CATALOG, DYNAMO_OPSET, TRACED_OPSET
+from schemas.catalog import CATALOG, DYNAMO_OPSET, TRACED_OPSET, toolchain_of
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.plan import Step
 
@@ -13,8 +13,11 @@ _TRACED: dict[str, Any] = {"exporter": "torchscript", "opset": TRACED_OPSET}
 _DYNAMO: dict[str, Any] = {"exporter": "dynamo", "opset": DYNAMO_OPSET}
 
 
-def export_step(descriptor: ModelDescriptor) -> Step | None:
-    """Return the step that turns the descriptor's format into ONNX; None when nothing in the catalogue does."""
+def export_step(descriptor: ModelDescriptor, *, fused: bool = False) -> Step | None:
+    """Return the step that turns the descriptor's format into ONNX; None when nothing in the catalogue does.
+
+    ``fused`` writes attention as onnxruntime's own operator, which other runtimes do not know.
+    """
     match descriptor.format:
         case Format.TORCHSCRIPT:
             return _step(
@@ -37,13 +40,14 @@ def export_step(descriptor: ModelDescriptor) -> Step | None:
         case Format.HUGGINGFACE:
             return _step(
                 "huggingface_onnx",
-                {**_TRACED, "attention": "sdpa"},
-                f"Traces {_name(descriptor, 'the model')}{_size(descriptor)} with fused attention; tracing is "
-                "about three times as quick as torch.export.",
+                {**_TRACED, "attention": "fused" if fused else "sdpa"},
+                f"Traces {_name(descriptor, 'the model')}{_size(descriptor)}, "
+                f"{'each attention as one operator of onnxruntime; ' if fused else ''}tracing is about three times as "
+                "quick as torch.export.",
                 _step(
                     "huggingface_onnx",
                     {**_TRACED, "attention": "eager"},
-                    "If fused attention cannot be traced: attention written out as matrix products.",
+                    "If attention cannot be traced so: written out as matrix products.",
                 ),
                 _step(
                     "huggingface_onnx",
@@ -58,12 +62,46 @@ def export_step(descriptor: ModelDescriptor) -> Step | None:
                 f"Builds the class that the sidecar names, loads the weights{_size(descriptor)} and traces it.",
                 _step("module_onnx", _DYNAMO, "If tracing fails: torch.export, which follows Python control flow."),
             )
-        case Format.SKLEARN:
+        case Format.TORCH_MODULE:
             return _step(
+                "module_onnx",
+                _TRACED,
+                f"Unpickles the module with the allowed classes only{_size(descriptor)} and traces it.",
+                _step("module_onnx", _DYNAMO, "If tracing fails: torch.export, which follows Python control flow."),
+            )
+        case Format.SKLEARN | Format.SKOPS:
+            step = _step(
                 "sklearn_onnx",
                 {"opset": TRACED_OPSET},
-                f"skl2onnx writes {_name(descriptor, 'the estimator')} operator by operator; its pickle is read "
+                f"skl2onnx writes {_name(descriptor, 'the estimator')} operator by operator; its file is read "
                 "in the sandbox only, and never needed again to serve.",
+            )
+            return step.model_copy(update={"toolchain": toolchain_of(descriptor)})
+        case Format.XGBOOST | Format.LIGHTGBM | Format.CATBOOST:
+            return _step(
+                "boosting_onnx",
+                {"opset": TRACED_OPSET},
+                f"Writes the trees of {_name(descriptor, 'the model')} into one operator; thresholds and "
+                "missing values go the way they go in the original.",
+            )
+        case Format.SAVED_MODEL:
+            return _step(
+                "savedmodel_onnx", {"opset": TRACED_OPSET}, "tf2onnx translates the graph of the served signature."
+            )
+        case Format.KERAS:
+            return _step(
+                "keras_onnx",
+                {"opset": TRACED_OPSET},
+                f"TensorFlow traces {_name(descriptor, 'the model')}{_size(descriptor)}, tf2onnx translates the graph.",
+                _step(
+                    "keras_onnx",
+                    {"opset": TRACED_OPSET, "through": "saved_model"},
+                    "If the traced graph cannot be translated: through a SavedModel, which freezes more of it.",
+                ),
+            )
+        case Format.TFLITE:
+            return _step(
+                "tflite_onnx", {"opset": TRACED_OPSET}, "tf2onnx translates the flatbuffer operator by operator."
             )
         case _:
             return None

@@ -35,6 +35,10 @@ class EntrySpec(Document):
     max_batch_size: int = Field(ge=0, description="0: no batching; else proven, the first axis is left out of dims")
     labels: tuple[str, ...] = ()
     labels_output: str | None = Field(default=None, description="The output whose last axis the labels name")
+    hardware: Literal["cpu", "gpu"] = Field(default="cpu", description="What the server's instances run on")
+    parameters: dict[str, str] = Field(
+        default_factory=dict, description="Parameters of Triton's backend, such as INFERENCE_NUM_THREADS of openvino"
+    )
     example_axes: dict[str, int] = Field(
         default_factory=dict,
         description="Dynamic axis name to a size that was seen to run; warm-up and snippets use it",

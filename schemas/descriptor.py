@@ -122,6 +122,8 @@ class ModelDescriptor(Document):
     flops: int | None = Field(default=None, ge=0, description="Floating-point operations for one row")
     memory_bytes: int | None = Field(default=None, ge=0, description="Estimated peak memory of running one row")
     tokenizer: str | None = None
+    context_length: int | None = Field(default=None, ge=0, description="Tokens that a language model reads at most")
+    quantisation: str | None = Field(default=None, max_length=64, description="Of a GGUF file, such as Q4_K_M")
     license: str | None = None
     labels: tuple[str, ...] = Field(default=(), max_length=100_000)
     entry: str | None = Field(default=None, description="Path of the model file inside a folder artifact")
@@ -129,6 +131,9 @@ class ModelDescriptor(Document):
         default=None, max_length=64, description="Toolchain that runs it, where that is not its format's usual one"
     )
     files: tuple[str, ...] = Field(default=(), max_length=1000, description="Members worth naming")
+    pickle_globals: tuple[str, ...] = Field(
+        default=(), max_length=1000, description="module.name of all that loading a whole pickled module asks for"
+    )
     findings: tuple[SecurityFinding, ...] = Field(default=(), max_length=1000)
     known_by: dict[str, KnownBy] = Field(default_factory=dict)
     notes: tuple[str, ...] = Field(default=(), max_length=100, description="Sentences a person should read")
@@ -151,3 +156,15 @@ class ProbeReport(Document):
 
     descriptor: ModelDescriptor
     tried: tuple[str, ...] = Field(default=(), description="What was tried, in order, for the log and the report")
+
+
+class UnpackReport(Document):
+    """What the ``unpack`` step returns; its output ``model`` is the model file or folder that was in the archive."""
+
+    layers: tuple[str, ...] = Field(max_length=8, description="What was unpacked, from the outside in: tar, zip, gzip")
+    files: tuple[str, ...] = Field(default=(), max_length=1000, description="Members that were written, the first ones")
+    file_count: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+    skipped: int = Field(default=0, ge=0, description="Members left out: what desktops and version control leave")
+    sidecar: str | None = Field(default=None, description="Path of a sidecar inside the unpacked folder")
+    notes: tuple[str, ...] = Field(default=(), max_length=50)

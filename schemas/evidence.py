@@ -73,7 +73,11 @@ class OutputParity(Document):
         default=None, description="Least cosine over rows; of a lossy candidate over the real cases where there are any"
     )
     agreement: float | None = Field(
-        default=None, description="Share of equal values, or of equal top-1 for classifiers"
+        default=None,
+        description="Share of equal values; of equal top-1 for classifiers, of equal tokens for language models",
+    )
+    kl: float | None = Field(
+        default=None, description="Mean divergence of a language model's distributions over tokens, in nats"
     )
     passed: bool
     worst_case: str | None = Field(default=None, description="Id of the case with the largest difference")

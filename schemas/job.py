@@ -47,7 +47,8 @@ _ANY_TIME = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.NEEDS_INPUT
 LEGAL_CHANGES: dict[JobState, frozenset[JobState]] = {
     JobState.RECEIVED: frozenset({JobState.ANALYZING}) | _ANY_TIME,
     JobState.ANALYZING: frozenset({JobState.PLANNING, JobState.QUARANTINED}) | _ANY_TIME,
-    JobState.PLANNING: frozenset({JobState.EXECUTING}) | _ANY_TIME,
+    # Straight to deploying: a model that a server of its own serves as it is.
+    JobState.PLANNING: frozenset({JobState.EXECUTING, JobState.DEPLOYING}) | _ANY_TIME,
     JobState.EXECUTING: frozenset({JobState.MEASURING, JobState.QUARANTINED}) | _ANY_TIME,
     JobState.MEASURING: frozenset({JobState.DEPLOYING, JobState.UNCHANGED}) | _ANY_TIME,
     JobState.DEPLOYING: frozenset({JobState.DEPLOYED, JobState.UNCHANGED}) | _ANY_TIME,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.descriptor import Dim, DType
 from schemas.document import Document
@@ -35,11 +35,22 @@ class SidecarInput(Document):
 
 
 class ModuleSource(Document):
-    """The class that a state_dict belongs to, in a Python file beside the model; it runs only in the sandbox."""
+    """The class that a state_dict belongs to; it runs only in the sandbox.
 
-    file: RelativePath
+    Either ``file`` names a Python file beside the model, or ``library`` a library that has the class: then ``args`` are
+    its configuration's (transformers) or its own (torchvision, timm).
+    """
+
+    file: RelativePath | None = None
+    library: Literal["transformers", "torchvision", "timm"] | None = None
     class_name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the class, plain JSON values")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModuleSource:
+        if (self.file is None) == (self.library is None):
+            raise ValueError("name either 'file', a Python file beside the model, or 'library'")
+        return self
 
 
 class Sidecar(Document):
@@ -54,7 +65,8 @@ class Sidecar(Document):
     module: ModuleSource | None = None
     samples: RelativePath | None = Field(
         default=None,
-        description="An .npz beside the model: one array per input name, rows first; no object arrays. "
+        description="An .npz beside the model: one array per input name, rows first, or the inputs of one call where "
+        "they have no rows in common; no object arrays. "
         "Key 'labels' holds the right answers",
     )
     labels: tuple[str, ...] = Field(default=(), max_length=100_000, description="Class names, in order")

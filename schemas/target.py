@@ -91,6 +91,10 @@ class TargetProfile(Document):
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1, 8), min_length=1, max_length=8)
     tolerances: dict[Precision, Tolerance] = Field(default_factory=dict)
 
+    def over(self, base: TargetProfile) -> TargetProfile:
+        """Return ``base`` with what this profile names itself; what it leaves at its default is the base's."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
     def tolerance(self, precision: Precision) -> Tolerance:
         """Return the tolerance that holds for ``precision``: the target's own, else the documented default."""
         return self.tolerances.get(precision, DEFAULT_TOLERANCES[precision])

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
 import pytest
 
+from executor.toolchain import Toolchain, missing
 from modelium.context import Context
 from modelium.db import Database
 from modelium.settings import Settings
@@ -38,6 +39,20 @@ def absent(service: str, mend: str) -> NoReturn:
 def redis_server() -> str:
     """The path of a Redis server."""
     return shutil.which("redis-server") or absent("Redis", "apt-get install redis-server")
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Callable[[str], Toolchain]:
+    """Return a toolchain that is complete; the test skips where it is not installed."""
+
+    def get(name: str) -> Toolchain:
+        tools = Context(Settings()).toolchain(name)
+        lacking = missing(tools)
+        if lacking is not None:
+            absent(f"The {name} toolchain", f"make setup TOOLCHAINS={name}")
+        return tools
+
+    return get
 
 
 @pytest.fixture(autouse=True)

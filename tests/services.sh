@@ -17,8 +17,8 @@ if [ -n "$packages" ] && command -v apt-get >/dev/null; then
   fi
 fi
 triton=${MODELIUM_TRITON_DIR:-.cache/triton}
-if [ ! -e "$triton/.ready" ]; then
+if [ ! -e "$triton/.ready-backends" ]; then
   echo "services: setting up a Triton server in $triton"
-  if PATH="$PWD/.venv/bin:$PATH" sh tests/tools/triton/setup.sh "$triton"; then touch "$triton/.ready"
+  if PATH="$PWD/.venv/bin:$PATH" sh tests/tools/triton/setup.sh "$triton" backends; then touch "$triton/.ready-backends"
   else echo "services: no Triton here; its tests will be skipped" >&2; fi
 fi

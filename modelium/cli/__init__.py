@@ -44,6 +44,8 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"modelium.cli.{'try_model' if cmd_name == 'try' else cmd_name}")
         command = module.command
         assert isinstance(command, click.Command)
+        if not any(parameter.name == "home" for parameter in command.params):
+            command.params.append(_home_option())
         return command
 
     def resolve_command(
@@ -72,6 +74,18 @@ class LazyGroup(click.Group):
         """Write the list from the table above, without importing any command."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _home_option() -> click.Option:
+    """Return ``--home`` for after the command's name, where people write it as often as before it."""
+
+    def choose(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.find_root().obj = value
+
+    return click.Option(
+        ["--home"], metavar="DIR", help="The folder everything lives in", expose_value=False, callback=choose
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

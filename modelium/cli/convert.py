@@ -7,13 +7,23 @@ from pathlib import Path
 import click
 
 from modelium.cli.output import console, exit_status, json_option, open_context, print_json, worst
+from modelium.cli.target_options import chosen_target, target_options
 
 
 @click.command("convert")
 @click.argument("path", type=click.Path(path_type=Path))
+@target_options
 @json_option
 @click.pass_context
-def command(ctx: click.Context, path: Path, as_json: bool) -> int:
+def command(
+    ctx: click.Context,
+    path: Path,
+    as_json: bool,
+    runtime: str | None,
+    precisions: str | None,
+    objective: str | None,
+    batch_sizes: str | None,
+) -> int:
     """Take the model at PATH all the way: analyse, plan, convert, prove, measure, publish.
 
     Beside a running `modelium up` on the same home the model is submitted and followed; otherwise the stages run here.
@@ -24,8 +34,9 @@ def command(ctx: click.Context, path: Path, as_json: bool) -> int:
 
     if not path.exists():
         raise NotFound(f"There is no {path}.", hint="Give the path of a model file or a model folder.")
+    target = chosen_target(runtime, precisions, objective, batch_sizes)
     context = open_context(ctx)
-    ids = submit_path(context, path)
+    ids = submit_path(context, path, target)
     if not ids:
         raise NotFound(f"There is no model in {path}.", hint="Give a model file, a model folder, or a folder of them.")
     one = len(ids) == 1 and not _is_plain_folder(path)

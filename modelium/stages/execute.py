@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from modelium.arrivals import end_state
-from modelium.stages.analyze import model_inputs
+from modelium.stages.analyze import model_inputs, model_sha256
 from modelium.stages.next_state import Next
 from modelium.work import Work, failure
 from schemas.account import CandidateAccount
-from schemas.catalog import TOOLCHAIN_OF_FORMAT
-from schemas.descriptor import ModelDescriptor
-from schemas.errors import ErrorDocument
+from schemas.catalog import TOOLCHAIN_OF_FORMAT, entry, toolchain_of
+from schemas.descriptor import Format, ModelDescriptor
+from schemas.errors import ErrorDocument, Unsupported
 from schemas.evidence import ParityReport, ReferenceReport
 from schemas.job import JobState
-from schemas.plan import Candidate, ConversionPlan, Step
+from schemas.plan import ORIGINAL, Candidate, ConversionPlan, Step
 from schemas.step_run import StepRun, StepRunState
+from schemas.target import Precision
 
 log = logging.getLogger(__name__)
 _FINAL = frozenset({"model_failed", "needs_input", "quarantined"})
@@ -30,7 +32,7 @@ def execute(work: Work) -> Next:
     run = work.step(
         "reference",
         model_inputs(work),
-        toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format],
+        toolchain=toolchain_of(descriptor),
         descriptor=descriptor,
         with_target=True,
     )
@@ -40,11 +42,19 @@ def execute(work: Work) -> Next:
     work.keep("reference", ReferenceReport.model_validate(run.report))
     reference = run.outputs["reference"]
     accounts: dict[str, CandidateAccount] = {
-        candidate.id: CandidateAccount(id=candidate.id, precision=candidate.precision, state="pending")
+        candidate.id: CandidateAccount(
+            id=candidate.id, format=candidate.format, precision=candidate.precision, state="pending"
+        )
         for candidate in plan.candidates
     }
     failed: dict[str, StepRun] = {}
-    for candidate in plan.candidates:
+    began, report = time.monotonic(), ReferenceReport.model_validate(run.report)
+    for candidate in sorted(plan.candidates, key=lambda c: _why_it_cannot_win(c, plan, report, descriptor) is not None):
+        bound = _why_it_cannot_win(candidate, plan, report, descriptor)
+        if bound is not None and time.monotonic() - began > work.context.settings.convert_budget_s:
+            reason = f"Not built: the budget of {work.context.settings.convert_budget_s:g} s was spent, and {bound}."
+            accounts[candidate.id] = accounts[candidate.id].model_copy(update={"state": "skipped", "reason": reason})
+            continue
         account = _convert(work, candidate, descriptor, reference, accounts[candidate.id], failed)
         if account.state == "converted":
             account = _prove(work, candidate, descriptor, reference, account)
@@ -66,6 +76,21 @@ def execute(work: Work) -> Next:
     return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
 
 
+def _why_it_cannot_win(
+    candidate: Candidate, plan: ConversionPlan, reference: ReferenceReport, descriptor: ModelDescriptor
+) -> str | None:
+    """Return the bound that keeps a candidate from winning however fast it is, or None."""
+    from planner.shape_of_work import own_precision
+
+    if candidate.precision in (Precision.FP32, own_precision(descriptor)):
+        return None
+    if candidate.precision not in plan.target.precisions:
+        return f"the target does not allow {candidate.precision.value}"
+    if all(case.source == "random" for case in reference.cases):
+        return f"there are no real samples to prove {candidate.precision.value} on"
+    return None
+
+
 def _convert(
     work: Work,
     candidate: Candidate,
@@ -79,7 +104,7 @@ def _convert(
     ``failed`` holds what has failed for this job already: candidates share their first steps, and a step that failed
     for one of them is not run again for the next. Successes come from the step cache.
     """
-    model = work.claim.job.artifact_sha256
+    model = model_sha256(work)
     ids: list[str] = []
     for step in candidate.steps:
         inputs = {**model_inputs(work), "model": model, "reference": reference}
@@ -105,7 +130,13 @@ def _convert(
 
 def _run(work: Work, step: Step, inputs: dict[str, str], descriptor: ModelDescriptor, contender: str) -> StepRun:
     return work.step(
-        step.kind, inputs, toolchain=step.toolchain, options=step.options, contender=contender, descriptor=descriptor
+        step.kind,
+        inputs,
+        toolchain=step.toolchain,
+        options=step.options,
+        contender=contender,
+        descriptor=descriptor,
+        with_target=entry(step.kind).reads_target,
     )
 
 
@@ -116,8 +147,12 @@ def _prove(
     run = work.step(
         "parity",
         {"model": account.model_sha256, "reference": reference},
-        toolchain="onnx",
-        options={"precision": candidate.precision.value},
+        toolchain=TOOLCHAIN_OF_FORMAT[candidate.format],
+        options={
+            "precision": candidate.precision.value,
+            "format": candidate.format.value,
+            "original": candidate.id == ORIGINAL,
+        },
         contender=candidate.id,
         descriptor=descriptor,
         with_target=True,
@@ -126,5 +161,20 @@ def _prove(
     if run.state is not StepRunState.SUCCEEDED:
         return account.model_copy(update={"state": "failed", "reason": failure(run).message, "steps": steps})
     parity = ParityReport.model_validate(run.report)
-    state = "passed" if parity.passed else "failed"
-    return account.model_copy(update={"state": state, "reason": parity.reason, "steps": steps, "parity": parity})
+    unserved = _why_unserved(work, candidate, parity, descriptor) if parity.passed else None
+    state = "passed" if parity.passed and unserved is None else "failed"
+    reason = f"It gives the same answers and cannot be served: {unserved}" if unserved else parity.reason
+    return account.model_copy(update={"state": state, "reason": reason, "steps": steps, "parity": parity})
+
+
+def _why_unserved(work: Work, candidate: Candidate, parity: ParityReport, descriptor: ModelDescriptor) -> str | None:
+    """Return why the target's backend cannot serve the candidate's tensors, before it is timed for nothing."""
+    from deployer.entry import entry_spec
+
+    if candidate.format is Format.TENSORRT_RTX:
+        return None
+    try:
+        entry_spec("candidate", 1, parity, descriptor, work.claim.job.target, format=candidate.format)
+    except Unsupported as error:
+        return str(error)
+    return None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelium.stages.analyze import model_inputs
+from modelium.stages.analyze import model_inputs, model_sha256
 from modelium.stages.next_state import Next
 from modelium.work import Work, failure
 from schemas.account import CandidateAccount
-from schemas.catalog import TOOLCHAIN_OF_FORMAT
+from schemas.catalog import TOOLCHAIN_OF_FORMAT, toolchain_of
 from schemas.descriptor import ModelDescriptor
 from schemas.errors import ErrorDocument
 from schemas.evidence import MeasureReport, Verdict
 from schemas.job import JobState
 from schemas.plan import ORIGINAL
 from schemas.step_run import StepRunState
+from schemas.target import Objective
 
 if TYPE_CHECKING:
     from validator.contender import Contender
@@ -33,12 +34,16 @@ def measure(work: Work) -> Next:
         if account.id != ORIGINAL:
             assert account.model_sha256 is not None
             inputs[f"candidate.{account.id}"] = account.model_sha256
+    throughput = job.target.objective is Objective.THROUGHPUT
     run = work.step(
         "measure",
         inputs,
-        toolchain=TOOLCHAIN_OF_FORMAT[descriptor.format],
+        toolchain="onnx",
+        beside={toolchain_of(descriptor), *(TOOLCHAIN_OF_FORMAT[account.format] for account in passed)},
         options={
+            "formats": {account.id: account.format.value for account in passed if account.id != ORIGINAL},
             "batch_sizes": job.target.batch_sizes,
+            "deciding": job.target.batch_sizes if throughput else job.target.batch_sizes[:1],
             "rounds": settings.measure_rounds,
             "budget_s": settings.measure_budget_s,
         },
@@ -61,6 +66,7 @@ def measure(work: Work) -> Next:
             failure=account.reason if account.state != "passed" else report.failures.get(account.id),
         )
         for account in accounts
+        if account.state != "skipped"
     ]
     if not any(account.id == ORIGINAL for account in accounts):
         contenders.insert(0, _baseline(work, descriptor, report))
@@ -80,7 +86,7 @@ def _baseline(work: Work, descriptor: ModelDescriptor, report: MeasureReport) ->
         id=ORIGINAL,
         precision=own_precision(descriptor),
         steps=0,
-        size_bytes=work.context.store.artifact(work.claim.job.artifact_sha256).size_bytes,
+        size_bytes=work.context.store.artifact(model_sha256(work)).size_bytes,
         parity=None,
         measurements=tuple(m for m in report.measurements if m.contender == ORIGINAL),
         failure=report.failures.get(ORIGINAL),

@@ -30,17 +30,20 @@ def test_made_up_label_names_are_no_labels(hf_folder, accepted):
 
 
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM"])
-def test_a_causal_language_model_is_described_and_refused_with_what_serves_it(hf_folder, refused, architecture):
-    folder = hf_folder(architectures=[architecture], model_type="llama")
-
-    assert "vllm serve" in refused(folder, "unsupported").hint
-    descriptor = describe(folder).descriptor
+def test_a_causal_language_model_is_described_with_its_context_length(hf_folder, accepted, architecture):
+    descriptor = accepted(hf_folder(architectures=[architecture], model_type="llama", max_position_embeddings=512))
     assert (descriptor.task, descriptor.parameter_count) == ("text-generation", 4)
+    assert descriptor.context_length == 512
 
 
 @pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "MarianMTModel", "VisionEncoderDecoderModel"])
-def test_a_model_that_generates_is_refused(hf_folder, refused, architecture):
-    refused(hf_folder(architectures=[architecture], model_type="t5"), "unsupported")
+def test_an_encoder_with_a_decoder_is_described_as_text_to_text(hf_folder, accepted, architecture):
+    assert accepted(hf_folder(architectures=[architecture], model_type="t5")).task == "text2text-generation"
+
+
+def test_a_generating_model_that_sees_is_described_as_such(hf_folder, accepted):
+    folder = hf_folder(architectures=["LlavaForConditionalGeneration"], model_type="llava", vision_config={})
+    assert accepted(folder).task == "image-text-to-text"
 
 
 def test_missing_shards_are_named(hf_folder, refused, write_safetensors):
@@ -85,13 +88,13 @@ def test_a_sentence_transformers_folder_is_told_by_its_parts(hf_folder, accepted
     assert any("Transformer → Pooling" in note for note in descriptor.notes)
 
 
-def test_an_adapter_is_refused_with_how_to_merge_it(tmp_path, refused, write_safetensors):
+def test_an_adapter_without_its_base_is_asked_for_it_with_how_to_merge(tmp_path, refused, write_safetensors):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     write_safetensors(folder / "adapter_model.safetensors", {"w": ("F32", [1])})
 
-    assert "merge_and_unload" in refused(folder, "unsupported").hint
+    assert "merge_and_unload" in refused(folder, "needs_input").hint
 
 
 def test_a_folder_with_an_onnx_copy_beside_its_weights_is_a_hugging_face_model(hf_folder, onnx_file, accepted):

@@ -202,3 +202,10 @@ def test_what_triton_cannot_be_told_is_refused_before_anything_runs(tmp_path, gr
     del constant.graph.input[:]
     onnx.save(constant, str(tmp_path / "constant.onnx"))
     assert "takes no inputs" in refused(tmp_path / "constant.onnx", "unsupported").message
+
+
+def test_an_input_of_size_0_beside_others_is_told_and_not_refused(tmp_path, graph_model, accepted):
+    model = graph_model()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("nothing", onnx.TensorProto.FLOAT, [0]))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert {spec.name: spec.shape for spec in accepted(tmp_path / "m.onnx").inputs}["nothing"] == (0,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 import zipfile
 
 import pytest
@@ -13,6 +15,24 @@ from schemas.sidecar import ModuleSource, Sidecar, SidecarInput
 pytestmark = pytest.mark.torch
 
 MODULE = Sidecar(module=ModuleSource(file="model.py", class_name="Net"))
+
+
+@pytest.fixture
+def pickled_net(tmp_path, monkeypatch):
+    """A whole module of a class of its own, their_net.Net."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Linear(2, 2)
+
+    own = types.ModuleType("their_net")
+    own.Net = Net
+    Net.__module__, Net.__qualname__ = "their_net", "Net"
+    monkeypatch.setitem(sys.modules, "their_net", own)
+    torch.save(Net(), tmp_path / "pickled.pt")
+    return tmp_path / "pickled.pt"
 
 
 @pytest.mark.parametrize("name", ["traced.pt", "scripted.pt"])
@@ -98,12 +118,38 @@ def test_a_checkpoint_says_under_which_key_the_weights_are(torch_files):
     assert any("'model'" in note for note in notes)
 
 
-def test_a_whole_pickled_module_is_refused_with_how_to_save_a_program(torch_files, refused):
-    refusal = refused(torch_files / "module.pt", "unsupported")
+def test_a_whole_pickled_module_of_known_layers_goes_on_with_the_globals_it_asks_for(torch_files, accepted):
+    descriptor = accepted(torch_files / "module.pt")
 
-    assert "torch.nn.modules.container.Sequential" in refusal.message
-    assert "torch.export.save" in refusal.hint
-    assert describe(torch_files / "module.pt").descriptor.format is Format.TORCH_MODULE
+    assert descriptor.format is Format.TORCH_MODULE
+    assert descriptor.architecture == "Sequential"
+    assert descriptor.parameter_count == 9
+    assert "torch.nn.modules.container.Sequential" in descriptor.pickle_globals
+    assert "torch._utils._rebuild_tensor_v2" in descriptor.pickle_globals
+
+
+def test_a_class_that_the_sidecars_file_defines_is_no_question(tmp_path, accepted, pickled_net):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model.py").write_text("from torch import nn\n\nclass Net(nn.Module):\n    pass\n")
+    (code / "other.py").write_text("X = 1\n")
+
+    assert accepted(pickled_net, sidecar=MODULE, code=code).format is Format.TORCH_MODULE
+    other = Sidecar(module=ModuleSource(file="other.py", class_name="Net"))
+    assert "their_net.Net" in str(describe(pickled_net, sidecar=other, code=code).refusal)
+
+
+def test_a_dangerous_global_stays_danger_whatever_the_sidecars_file_defines(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model.py").write_text("class system:\n    pass\n")
+    evil = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R."
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("net/data.pkl", evil)
+        archive.writestr("net/version", "3\n")
+
+    refusal = describe(tmp_path / "net.pt", sidecar=MODULE, code=code).refusal
+    assert refusal is not None and refusal.code == "quarantined"
 
 
 def test_a_lone_tensor_is_no_model(torch_files, refused):

@@ -243,3 +243,29 @@ def test_weights_outside_the_folder_are_refused(tmp_path):
     (folder / "w.bin").symlink_to(tmp_path / "w.bin")
     with pytest.raises(ModelFailed, match="not in the model's folder"):
         onnx_file.load(folder / "net.onnx")
+
+
+def test_a_norm_without_a_mean_stays_a_graph_that_other_readers_take(tmp_path, make_context, run_onnx):
+    """T5 and Llama have it; onnxruntime would fuse it to an operator under ONNX's name that ONNX does not have."""
+    scale = numpy_helper.from_array(np.linspace(1, 2, 8).astype(np.float32), "scale")
+    constants = [
+        numpy_helper.from_array(np.array(2, np.float32), "two"),
+        numpy_helper.from_array(np.array(1e-6, np.float32), "epsilon"),
+        scale,
+    ]
+    nodes = [
+        helper.make_node("Pow", ["x", "two"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["mean"], axes=[-1]),
+        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["root"]),
+        helper.make_node("Div", ["x", "root"], ["normed"]),
+        helper.make_node("Mul", ["normed", "scale"], ["y"]),
+    ]
+    shown = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "norm", shown[:1], shown[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    context = make_context("onnx_optimize", write(model, tmp_path / "norm.onnx"), Format.ONNX)
+    report = onnx_optimize.convert(context).report
+    assert not any("SimplifiedLayerNormalization" in name for name in report.operators)
+    x = {"x": feeds(3)["x"]}
+    np.testing.assert_allclose(run_onnx(context, x)["y"], reference(model, x)["y"], atol=1e-5)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from executor import StepSpec, find_sandbox, run
-from executor.run import _outcome
+from executor.execution import _outcome
 from executor.sandbox import Ending
-from executor.toolchain import Toolchain, missing, versions
+from executor.toolchain import Toolchain, mending, missing, versions
 from executor.unisolated_sandbox import UnisolatedSandbox
 from schemas.errors import Cancelled, InvalidDocument, NotFound, SandboxUnavailable, ToolchainMissing
 from schemas.sidecar import ModuleSource, Sidecar
@@ -191,7 +191,7 @@ def test_an_interpreter_without_the_libraries_is_told_what_to_run():
     bare = Toolchain("torch", Path("/usr/bin/python3"))
     if not bare.interpreter.exists() or "torch" in versions(bare):
         pytest.skip("needs a Python without torch")
-    assert "make setup" in missing(bare) and "torch" in missing(bare)
+    assert "torch" in missing(bare) and "make setup" in mending(bare)
     assert missing(ONNX) is None
 
 

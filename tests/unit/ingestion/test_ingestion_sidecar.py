@@ -52,7 +52,7 @@ def test_an_empty_sidecar_says_nothing() -> None:
         ("inputs: [{name: x, shape: [1.5]}]", "/inputs/0/shape/0", "/inputs/0/shape/0"),
         ("module: {file: ../x.py, class_name: A}", "/module/file", "plain relative path"),
         ("samples: /etc/passwd", "/samples", "plain relative path"),
-        ("target: {precisions: [int4]}", "/target/precisions/0", "/target/precisions/0"),
+        ("target: {precisions: [int3]}", "/target/precisions/0", "/target/precisions/0"),
         ("- a list", "", "list"),
         ("a: &x 1\nb: *x", "", "anchors and aliases"),
         ("a: !!python/object/apply:os.system ['x']", "", "tags"),

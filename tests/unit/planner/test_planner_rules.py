@@ -6,8 +6,9 @@ from planner.rules import plan
 from schemas.catalog import CATALOG
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
-from schemas.plan import ORIGINAL, ConversionPlan, Step
-from schemas.target import Precision, TargetProfile
+from schemas.plan import ORIGINAL, ConversionPlan, FindingLevel, Step
+from schemas.target import Precision, Runtime, TargetProfile
+from validator import MachineBounds, check
 
 
 def describe(format_: Format, **facts: object) -> ModelDescriptor:
@@ -52,7 +53,7 @@ def test_a_lossy_candidate_is_planned_and_says_that_it_cannot_win() -> None:
 def test_hugging_face_falls_back_from_fused_to_written_out_attention_and_then_to_dynamo() -> None:
     step = first_step(plan(MINILM, TargetProfile()))
     chain = [(s.options["exporter"], s.options["attention"]) for s in (step, *step.fallbacks)]
-    assert chain == [("torchscript", "sdpa"), ("torchscript", "eager"), ("dynamo", "eager")]
+    assert chain == [("torchscript", "fused"), ("torchscript", "eager"), ("dynamo", "eager")]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +77,13 @@ def test_an_onnx_model_competes_as_it_is() -> None:
     assert "Raises opset 11 to 17" in made.candidates[1].steps[0].reason
 
 
-def test_int8_is_left_out_of_a_convolutional_network_with_the_count() -> None:
+def test_a_convolutional_network_is_quantised_with_calibrated_activations() -> None:
     made = plan(
         describe(Format.EXPORTED_PROGRAM, operators={"aten.conv2d.default": 53, "aten.linear.default": 1}),
         TargetProfile(),
     )
-    assert ids(made) == ["onnx", "onnx-optimized"]
-    assert "53 convolutions" in made.reason
+    assert ids(made) == ["onnx", "onnx-optimized", "onnx-int8-static"]
+    assert "53 convolutions" in made.candidates[2].steps[-1].reason
 
 
 def test_bytes_in_matrix_products_decide_about_int8_where_they_are_known() -> None:
@@ -91,8 +92,8 @@ def test_bytes_in_matrix_products_decide_about_int8_where_they_are_known() -> No
         describe(Format.ONNX, operators=convolutional, parameter_bytes=102_000_000, matrix_bytes=8_200_000),
         TargetProfile(),
     )
-    assert "onnx-int8" not in ids(resnet)
-    assert "8.2 MB of the 102 MB" in resnet.reason and "53 convolutions" in resnet.reason
+    assert ids(resnet)[-1] == "onnx-int8-static"
+    assert "8.2 MB of the 102 MB" in resnet.candidates[-1].steps[-1].reason
     vgg = plan(
         describe(Format.ONNX, operators={"Conv": 16, "Gemm": 3}, parameter_bytes=575_000_000, matrix_bytes=494_000_000),
         TargetProfile(),
@@ -159,3 +160,73 @@ def test_a_format_without_a_converter_is_refused_with_what_to_do(format_: Format
 def test_a_name_with_line_breaks_stays_one_line_of_a_sentence() -> None:
     made = plan(describe(Format.SKLEARN, architecture="Evil\n\n" + "x" * 5000), TargetProfile())
     assert "\n" not in made.reason + made.candidates[0].steps[0].reason
+
+
+EVERYTHING = frozenset({"onnx", "torch", "sklearn", "openvino", "boosting", "tensorflow"})
+ANY_BACKEND = TargetProfile(runtime=Runtime.TRITON, precisions=(Precision.FP32, Precision.INT8))
+
+
+def test_a_target_of_any_backend_gets_openvino_beside_onnx_where_it_is_installed() -> None:
+    assert ids(plan(MINILM, ANY_BACKEND, EVERYTHING)) == [
+        "onnx", "onnx-optimized", "onnx-int8", "openvino", "openvino-int8",
+    ]  # fmt: skip
+    without = plan(MINILM, ANY_BACKEND)
+    assert not any(candidate.format is Format.OPENVINO for candidate in without.candidates)
+    assert "make setup TOOLCHAINS=openvino" in without.reason
+
+
+def test_a_target_of_one_backend_gets_its_format_alone() -> None:
+    target = TargetProfile(runtime=Runtime.TRITON_OPENVINO)
+    assert {c.format for c in plan(MINILM, target, EVERYTHING).candidates} == {Format.OPENVINO}
+    with pytest.raises(Unsupported, match="triton-openvino") as caught:
+        plan(MINILM, target)
+    assert "TOOLCHAINS=openvino" in caught.value.hint
+    made = plan(MINILM, TargetProfile(runtime=Runtime.TRITON_PYTORCH))
+    assert ids(made) == ["torchscript"]
+
+
+def test_an_original_that_the_target_serves_competes_first_whatever_the_backend() -> None:
+    script = describe(Format.TORCHSCRIPT, operators={"aten::linear": 12})
+    assert ids(plan(script, ANY_BACKEND))[0] == ORIGINAL
+    assert ORIGINAL not in ids(plan(script, TargetProfile()))
+
+
+@pytest.mark.parametrize(
+    ("format_", "kind"),
+    [
+        (Format.XGBOOST, "boosting_onnx"),
+        (Format.CATBOOST, "boosting_onnx"),
+        (Format.KERAS, "keras_onnx"),
+        (Format.SAVED_MODEL, "savedmodel_onnx"),
+        (Format.TFLITE, "tflite_onnx"),
+        (Format.TORCH_MODULE, "module_onnx"),
+        (Format.SKOPS, "sklearn_onnx"),
+    ],
+)
+def test_every_format_with_a_converter_has_its_way_to_onnx(format_: Format, kind: str) -> None:
+    assert first_step(plan(describe(format_), TargetProfile(), EVERYTHING)).kind == kind
+
+
+def test_trees_and_other_classical_estimators_get_no_openvino_and_the_plan_says_why() -> None:
+    made = plan(describe(Format.XGBOOST), ANY_BACKEND, EVERYTHING)
+    assert ids(made) == ["onnx"]
+    assert "OpenVINO is left out" in made.reason
+
+
+def test_a_pipeline_with_boosted_trees_runs_in_the_toolchain_that_has_them() -> None:
+    made = plan(describe(Format.SKLEARN, toolchain="boosting"), TargetProfile(), EVERYTHING)
+    assert first_step(made).toolchain == "boosting"
+
+
+@pytest.mark.parametrize("runtime", [Runtime.TRITON, Runtime.TRITON_ONNXRUNTIME, Runtime.TRITON_OPENVINO])
+@pytest.mark.parametrize("format_", [Format.HUGGINGFACE, Format.ONNX, Format.XGBOOST, Format.SKLEARN])
+def test_every_plan_of_the_rules_passes_the_validator(format_: Format, runtime: Runtime) -> None:
+    target = TargetProfile(runtime=runtime, precisions=tuple(Precision))
+    descriptor = describe(format_, operators={"MatMul": 40, "LayerNormalization": 20} if format_ is Format.ONNX else {})
+    try:
+        made = plan(descriptor, target, EVERYTHING)
+    except Unsupported:
+        return
+    machine = MachineBounds(memory_bytes=64 << 30, disk_bytes=1 << 40, cpus=2)
+    findings = check(made, descriptor=descriptor, target=target, machine=machine)
+    assert not [finding for finding in findings if finding.level is FindingLevel.ERROR]

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from converters import machine
+from converters import machine, measure
 from schemas.descriptor import Format
 
 FAST = {"rounds": 3, "round_ms": 2}
@@ -62,6 +62,23 @@ def test_a_contender_that_cannot_be_loaded_or_run_is_a_failure_and_the_others_ar
 def test_rounds_stop_when_the_budget_is_spent_but_never_below_five(tell, write_onnx):
     report = begun(tell, square(write_onnx, 1)).measure({}, rounds=50, round_ms=5, budget_s=0.001, batch_sizes=(1,))
     assert len(report.measurements[0].rounds_ms) == 5
+
+
+def test_rounds_stop_once_the_order_is_clear_and_other_batch_sizes_are_shown_from_a_few(tell, write_onnx):
+    report = begun(tell, square(write_onnx, 1)).measure(
+        {"slow": square(write_onnx, 400)}, rounds=60, round_ms=2, batch_sizes=(1, 8), deciding=(1,)
+    )
+    rounds = {(m.contender, m.batch): len(m.rounds_ms) for m in report.measurements}
+    assert rounds["original", 1] == rounds["slow", 1] < 60
+    assert rounds["original", 8] == rounds["slow", 8] == measure.SHOWN_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "settled"),
+    [([1.0] * 7, [2.0] * 7, True), ([1.0] * 6 + [3.0], [2.0] * 7, False), ([1.0, 1.01] * 4, [1.01, 1.0] * 4, True)],
+)
+def test_two_contenders_are_settled_when_every_round_agrees_or_they_are_level(mine, other, settled):
+    assert measure._settled(mine, other) is settled
 
 
 def test_the_report_says_where_and_how_it_was_measured(tell, write_onnx):

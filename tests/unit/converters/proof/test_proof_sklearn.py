@@ -145,11 +145,6 @@ def test_neighbours_are_asked_for_near_their_training_data():
             ModelFailed,
             "refit=False and holds no model",
         ),
-        (
-            KNeighborsClassifier().fit(X, np.c_[Y > 0, Y > 1].astype(int)),
-            Unsupported,
-            "the estimator predicts several targets at once",
-        ),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "fit") else None,
 )

@@ -302,13 +302,6 @@ def test_a_spectrogram_model_takes_what_its_config_says(tell, save_hugging):
     assert shapes(story.probe().descriptor.inputs) == {"input_values": ("float32", ("batch", 64, 32))}
 
 
-def test_an_encoder_with_its_decoder_is_refused_with_the_way_to_its_encoder(tell, save_hugging):
-    settings = {"vocab_size": 100, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    with pytest.raises(Unsupported, match="T5Model does not run on input_ids, attention_mask alone") as failure:
-        tell(save_hugging("T5Model", "T5Config", **settings), Format.HUGGINGFACE).probe()
-    assert "get_encoder" in failure.value.hint
-
-
 def test_a_part_that_transformers_has_and_does_not_export_is_loaded(tell, tmp_path):
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder

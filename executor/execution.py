@@ -95,15 +95,17 @@ def _check(spec: StepSpec) -> None:
             raise InvalidDocument(f"{name!r} cannot name an input.", pointer="/inputs")
         if not source.exists():
             raise NotFound(f"Input {name} of step {kind.kind} is not there: {source}.", hint="Was it collected?")
-    lacking = toolchain.missing(spec.toolchain)
-    if lacking is not None:
-        raise ToolchainMissing(lacking)
+    for tools in (spec.toolchain, *spec.beside):
+        lacking = toolchain.missing(tools)
+        if lacking is not None:
+            raise ToolchainMissing(lacking, hint=toolchain.mending(tools))
 
 
 def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observers) -> Ending:
     request = spec.request.model_copy(
         update={
             "inputs": {name: sandbox.place(name, source) for name, source in spec.inputs.items()},
+            "interpreters": {tools.name: str(tools.interpreter) for tools in (spec.toolchain, *spec.beside)},
             "memory_bytes": spec.limits.memory_bytes,
         }
     )
@@ -113,7 +115,9 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     interpreter = spec.toolchain.interpreter
     argv = (str(interpreter), "-P", "-s", "-m", "executor.child", str(sandbox.root(folder)))
     environment = _environment(request, spec.toolchain.name)
-    return sandbox.execute(Command(argv, folder, interpreter, spec.limits, spec.inputs, environment), observers)
+    beside = tuple(tools.interpreter for tools in spec.beside)
+    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside)
+    return sandbox.execute(command, observers)
 
 
 def _environment(request: StepRequest, toolchain_name: str) -> dict[str, str]:

