@@ -30,11 +30,11 @@ from analyzer.torch_archive import read_torch_zip, read_torchscript
 from analyzer.torch_legacy import read_torch_legacy
 from analyzer.verdict import archive_dangers, decide
 from analyzer.xgboost_model import read_xgboost
-from schemas.catalog import AnalyzeOptions
 from schemas.descriptor import AnalysisReport, Format, SecurityFinding
 from schemas.errors import ModeliumError
 from schemas.sidecar import Sidecar
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import AnalyzeOptions
 
 READERS: dict[str, Callable[[Draft, Seen], None]] = {
     "torchscript": read_torchscript,

@@ -15,10 +15,10 @@ from analyzer.scan_stream import Budget, Unpacked
 from analyzer.unpack_room import Room
 from analyzer.zip_layout import Section, open_member, read_layout
 from analyzer.zstd_stream import open_zstd
-from schemas.catalog import UnpackOptions
 from schemas.descriptor import Format, Severity, UnpackReport
 from schemas.errors import ModelFailed, Quarantined, Unsupported
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import UnpackOptions
 
 OUTPUT = "model"
 _LAYERS = 2

@@ -187,8 +187,9 @@ def _time(
 ) -> None:  # fmt: skip
     from converters.measure import CANDIDATE_PREFIX, measure
     from executor.toolchain import beside
-    from schemas.catalog import TOOLCHAIN_OF_FORMAT, MeasureOptions
+    from schemas.catalog import TOOLCHAIN_OF_FORMAT
     from schemas.step_io import StepContext, StepRequest
+    from schemas.step_options import MeasureOptions
 
     (workspace / "in").mkdir(parents=True)
     (workspace / "out").mkdir()

@@ -15,9 +15,9 @@ from converters.reference import folder_of, has_rows
 from converters.reference_cases import REAL, Reference
 from converters.runners import descriptor_of
 from converters.silence import quiet
-from schemas.catalog import OnnxInt8StaticOptions
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext
+from schemas.step_options import OnnxInt8StaticOptions
 
 if TYPE_CHECKING:
     import onnx

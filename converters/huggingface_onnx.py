@@ -5,9 +5,9 @@ from __future__ import annotations
 from converters import torch_export
 from converters.huggingface_source import load_huggingface
 from converters.silence import quiet
-from schemas.catalog import HuggingfaceExportOptions
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import HuggingfaceExportOptions
 
 _PLAINER = {"fused": ("fused", "sdpa", "eager"), "sdpa": ("sdpa", "eager"), "eager": ("eager",)}
 """What is asked for first, then what is tried when it fails."""

@@ -26,12 +26,13 @@ from converters.reference import folder_of
 from converters.reference_cases import REAL, SAMPLES, Reference
 from converters.runners import descriptor_of
 from converters.sampling import ROWS_AXIS, sizes_of
-from schemas.catalog import TOOLCHAIN_OF_FORMAT, MeasureOptions, toolchain_of
+from schemas.catalog import TOOLCHAIN_OF_FORMAT, toolchain_of
 from schemas.descriptor import BATCH_AXIS, Format, ModelDescriptor
 from schemas.errors import ModelFailed
 from schemas.evidence import Measurement, MeasureReport, ReferenceCase
 from schemas.plan import ORIGINAL
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import MeasureOptions
 
 CANDIDATE_PREFIX = "candidate."
 LEAST_ROUNDS = 5

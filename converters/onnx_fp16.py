@@ -8,9 +8,9 @@ from converters import graph_interface, onnx_file
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OnnxFp16Options
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OnnxFp16Options
 
 if TYPE_CHECKING:
     import onnx

@@ -14,10 +14,10 @@ from converters.quantization_rehearsal import REHEARSED_BYTES, Rehearsal
 from converters.quantization_search import search
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OnnxInt8Options
 from schemas.descriptor import TensorSpec
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OnnxInt8Options
 
 if TYPE_CHECKING:
     import onnx

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import onnx_file
-from schemas.catalog import OnnxInt8Options
 from schemas.errors import ConversionFailed
+from schemas.step_options import OnnxInt8Options
 
 if TYPE_CHECKING:
     import onnx

@@ -16,9 +16,9 @@ from converters.quantization_rehearsal import REHEARSED_BYTES, Rehearsal
 from converters.quantization_search import search
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import TRACED_OPSET, OnnxInt8StaticOptions
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import TRACED_OPSET, OnnxInt8StaticOptions
 
 if TYPE_CHECKING:
     import onnx

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from converters import graph_interface, onnx_file, onnx_lowering
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.trace_inputs import reference_cases
-from schemas.catalog import SERVED_OPSET, OnnxOptimizeOptions
+from schemas.catalog import SERVED_OPSET
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OnnxOptimizeOptions
 
 if TYPE_CHECKING:
     import onnx

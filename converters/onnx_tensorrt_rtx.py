@@ -17,11 +17,11 @@ from converters.tensorrt_build import (
     ranges,
     sha256,
 )
-from schemas.catalog import TensorrtRtxOptions
 from schemas.engine import EngineFile, EngineSheet
 from schemas.errors import ToolchainMissing, Unsupported
 from schemas.evidence import ConversionReport
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import TensorrtRtxOptions
 
 
 def convert(context: StepContext) -> StepOutcome:

@@ -8,9 +8,10 @@ from converters import graph_interface, int8_tables, onnx_file
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OnnxWeightsOptions, entry
+from schemas.catalog import entry
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OnnxWeightsOptions
 from schemas.target import Precision
 
 if TYPE_CHECKING:

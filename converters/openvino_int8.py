@@ -11,9 +11,9 @@ from converters.openvino_calibration import Calibration, calibration
 from converters.openvino_mixed import Search
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OpenvinoInt8Options
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OpenvinoInt8Options
 
 if TYPE_CHECKING:
     import openvino

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from converters import onnx_file, openvino_file
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
-from schemas.catalog import OnnxOpenvinoOptions
 from schemas.descriptor import TensorSpec
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import OnnxOpenvinoOptions
 
 if TYPE_CHECKING:
     import openvino

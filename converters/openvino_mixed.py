@@ -16,9 +16,9 @@ from converters.openvino_runner import OpenvinoRunner
 from converters.reference import rows_at_once
 from converters.reference_cases import REAL, Reference
 from converters.runners import descriptor_of
-from schemas.catalog import OpenvinoInt8Options
 from schemas.errors import ModelFailed
 from schemas.step_io import StepContext
+from schemas.step_options import OpenvinoInt8Options
 from schemas.target import Precision, TargetProfile
 
 if TYPE_CHECKING:

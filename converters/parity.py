@@ -16,11 +16,11 @@ from converters.reference_cases import REAL, SAMPLES, Reference
 from converters.runners import Runner, descriptor_of, load_candidate, load_original
 from converters.sampling import ROWS_AXIS
 from converters.served_interface import as_original, holds_nothing, same_rank
-from schemas.catalog import ParityOptions
 from schemas.descriptor import BATCH_AXIS, Dim, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.evidence import BatchProof, OutputParity, ParityReport, ReferenceCase
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import ParityOptions
 from schemas.target import Precision, TargetProfile, Tolerance
 
 _LOSSY = frozenset(Precision) - {Precision.FP32}

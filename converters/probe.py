@@ -13,10 +13,10 @@ from converters.batching import ROWS_AT_ONCE
 from converters.domain import Domain
 from converters.runners import Runner, descriptor_of, load_original
 from converters.sampling import ROWS_AXIS, random_feeds, sidecar_samples, usual_size
-from schemas.catalog import ProbeOptions
 from schemas.descriptor import BATCH_AXIS, Dim, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
 from schemas.errors import ModelFailed, NeedsInput, Unsupported
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import ProbeOptions
 
 _TRIED_KEPT = 40
 _USUAL_IMAGE = 64

@@ -20,10 +20,10 @@ from converters.quantization_rehearsal import Rehearsal
 from converters.reference import folder_of, rows_at_once
 from converters.reference_cases import REAL, Reference
 from converters.runners import descriptor_of
-from schemas.catalog import QuantizationSearchOptions
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.evidence import ReferenceCase
 from schemas.step_io import StepContext
+from schemas.step_options import QuantizationSearchOptions
 from schemas.target import Precision, TargetProfile
 
 _REHEARSED_ROWS = 8

@@ -34,11 +34,11 @@ from converters.sampling import (
     sizes_of,
 )
 from converters.whole_sample import holds, is_whole
-from schemas.catalog import ReferenceOptions
 from schemas.descriptor import BATCH_AXIS, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.evidence import BatchProof, ReferenceCase, ReferenceReport, SampleSource
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import ReferenceOptions
 from schemas.target import DEFAULT_TOLERANCES, Precision
 
 OUTPUT = "reference"

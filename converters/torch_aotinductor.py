@@ -16,10 +16,10 @@ from converters.silence import quiet
 from converters.tensor_sheet import SHEET_FILE
 from converters.torch_program import exported
 from converters.trace_inputs import trace_cases
-from schemas.catalog import AotInductorOptions
 from schemas.errors import ConversionFailed, ToolchainMissing
 from schemas.evidence import ConversionReport
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import AotInductorOptions
 
 COMPILERS = ("g++", "clang++")
 

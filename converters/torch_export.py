@@ -18,10 +18,10 @@ from converters.silence import quiet
 from converters.tensor_sheet import TensorSheet, known
 from converters.torch_source import TorchSource
 from converters.trace_inputs import TraceCase, trace_cases
-from schemas.catalog import TorchExportOptions
 from schemas.descriptor import KnownBy, TensorSpec
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import TorchExportOptions
 
 if TYPE_CHECKING:
     import onnx

@@ -10,10 +10,10 @@ from converters.arrays import Array
 from converters.batching import fixed_rows, row_count, take
 from converters.runners import Runner, load_candidate, load_original
 from converters.sampling import ROWS_AXIS, example_sizes, random_feeds, sentence_feeds, sidecar_samples
-from schemas.catalog import TryOptions
 from schemas.descriptor import BATCH_AXIS, ModelDescriptor
 from schemas.evidence import TryReport
 from schemas.step_io import StepContext, StepOutcome
+from schemas.step_options import TryOptions
 
 _SHOWN = 8
 

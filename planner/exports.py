@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from planner.words import number_in_words
-from schemas.catalog import CATALOG, DYNAMO_OPSET, TRACED_OPSET, toolchain_of
+from schemas.catalog import CATALOG, toolchain_of
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.plan import Step
+from schemas.step_options import DYNAMO_OPSET, TRACED_OPSET
 
 _TRACED: dict[str, Any] = {"exporter": "torchscript", "opset": TRACED_OPSET}
 _DYNAMO: dict[str, Any] = {"exporter": "dynamo", "opset": DYNAMO_OPSET}

@@ -9,10 +9,10 @@ import tracemalloc
 from analyzer import analyze, describe
 from analyzer.draft import clean, cut_short
 from analyzer.verdict import decide
-from schemas.catalog import AnalyzeOptions
 from schemas.descriptor import AnalysisReport, SecurityFinding, Severity
 from schemas.errors import NeedsInput, Unsupported
 from schemas.step_io import StepContext, StepRequest
+from schemas.step_options import AnalyzeOptions
 
 
 def _finding(severity: Severity, code: str = "pickle-global") -> SecurityFinding:

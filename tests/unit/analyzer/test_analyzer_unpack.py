@@ -20,10 +20,10 @@ import pytest
 from analyzer import describe
 from analyzer.unpack import unpack
 from analyzer.zstd_stream import can_unzstd
-from schemas.catalog import UnpackOptions
 from schemas.descriptor import Format, UnpackReport
 from schemas.errors import LimitExceeded, ModelFailed, NeedsInput, Quarantined, Unsupported
 from schemas.step_io import StepContext, StepRequest
+from schemas.step_options import UnpackOptions
 
 EVIL = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R."
 

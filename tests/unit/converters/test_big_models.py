@@ -19,11 +19,11 @@ from converters import onnx_file, streamed_weights
 from converters.onnx_int8_big import quantize_streamed
 from executor import StepOutput, StepSpec, find_sandbox, run
 from executor.toolchain import Toolchain
-from schemas.catalog import OnnxInt8Options
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ConversionFailed, SandboxUnavailable
 from schemas.sidecar import ModuleSource, Sidecar
 from schemas.step_io import StepRequest
+from schemas.step_options import OnnxInt8Options
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 WIDTH, LAYERS = 2048, 17
