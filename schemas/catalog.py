@@ -1,6 +1,7 @@
 """Every step kind: what it takes and gives, its typed options, and the function that runs it in the child.
 
-Adding a converter is one entry here, its options in ``schemas/step_options.py``, one file in ``converters/`` and one test file.
+Adding a converter is one entry here, its options in ``schemas/step_options.py``, one file in
+``converters/`` and one test file.
 """
 
 from __future__ import annotations
