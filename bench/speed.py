@@ -66,11 +66,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
             tables[name], machine = _row(name, Path(scratch), with_peers=not asked.no_peers, budget_s=asked.budget)
         print("\n".join(_table(name, tables[name])), flush=True)
+        if not asked.only:
+            PAGE.write_text("\n".join(_page(tables, machine)))
     if asked.json:
         found = {name: [asdict(contender) for contender in table] for name, table in tables.items()}
         asked.json.write_text(json.dumps({"machine": machine, "models": found}, indent=1) + "\n")
-    if not asked.only:
-        PAGE.write_text("\n".join(_page(tables, machine)))
 
 
 def _row(name: str, work: Path, *, with_peers: bool, budget_s: float) -> tuple[list[Contender], dict[str, Any]]:

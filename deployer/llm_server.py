@@ -20,8 +20,8 @@ from schemas.evidence import BatchProof
 
 GGUF_FILE = "model.gguf"
 HUGGINGFACE_RUNTIME = "kserve-huggingfaceserver"
-LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
-LLAMA_GPU_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
+LLAMA_IMAGE = "llama.cpp:server"
+"""Image of llama.cpp's server where no setting names the one that a cluster's registry has."""
 DEFAULT_VOLUME = "modelium-models"
 _MOUNT = "/mnt/models"
 """Where KServe's storage initializer puts what the storage uri names."""
@@ -136,8 +136,9 @@ def manifest(
     storage_uri: str | None = None,
     namespace: str = "default",
     cpus: int = 1,
+    llama_image: str = LLAMA_IMAGE,
 ) -> dict[str, Any]:
-    """Return the InferenceService (v1beta1): KServe's vLLM runtime for folders, llama.cpp's own image for GGUF.
+    """Return the InferenceService (v1beta1): KServe's vLLM runtime for folders, llama.cpp's image for GGUF.
 
     ``storage_uri`` names the folder that holds the version's folder.
     """
@@ -150,7 +151,7 @@ def manifest(
         "limits": {"cpu": str(cpus), "memory": _mebibytes(request + request // 2), **gpu},
     }
     predictor = (
-        {"containers": [_llama_container(spec, uri, resources, context_length)]}
+        {"containers": [_llama_container(spec, uri, resources, context_length, llama_image)]}
         if spec.format is Format.GGUF
         else {
             "model": {
@@ -179,14 +180,14 @@ def manifest(
 
 
 def _llama_container(
-    spec: EntrySpec, uri: str, resources: dict[str, Any], context_length: int | None
+    spec: EntrySpec, uri: str, resources: dict[str, Any], context_length: int | None, image: str
 ) -> dict[str, Any]:
     context = min(context_length or _LLAMA_CONTEXT, _LLAMA_CONTEXT)
     embeds = ["--embeddings"] if spec.outputs[0].name == "embedding" else []
     layers = ["--n-gpu-layers", "999"] if spec.hardware == "gpu" else []
     return {
         "name": "kserve-container",
-        "image": LLAMA_GPU_IMAGE if spec.hardware == "gpu" else LLAMA_IMAGE,
+        "image": image,
         "args": [
             "--model", f"{_MOUNT}/{GGUF_FILE}", "--alias", spec.name, "--host", "0.0.0.0", "--port", "8080",
             "--ctx-size", str(context), *layers, *embeds,

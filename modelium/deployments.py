@@ -335,6 +335,7 @@ def _write_manifest(context: Context, spec: EntrySpec, model_sha256: str, descri
             spec,
             model_bytes=model_bytes,
             context_length=descriptor.context_length,
+            llama_image=context.settings.llama_cpp_image,
             storage_uri=storage_uri,
             namespace=context.settings.namespace,
             cpus=context.settings.threads,

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
         default="pvc://modelium-models", description="Where a cluster finds the model repository, for KServe manifests"
     )
     namespace: str = Field(default="default", description="Kubernetes namespace of the manifests")
+    llama_cpp_image: str = Field(
+        default="llama.cpp:server", description="Image of llama.cpp's server, as your cluster's registry has it"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
     log_format: Literal["text", "json"] = Field(default="text", description="One line a record, for people or machines")
 
