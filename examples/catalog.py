@@ -44,7 +44,7 @@ EXAMPLES: tuple[Example, ...] = (
     Example("truncated", "truncated.pt", "a file whose second half is missing", states=("failed",)),
     Example("empty", "empty.pt", "a file of no bytes", states=("failed",)),
     Example("notes", "notes.onnx", "a text with a model's extension", states=("failed",)),
-    Example("model", "model.tar.gz", "an archive around a model", states=("failed",)),
+    Example("model", "model.tar.gz", "weights, class and sidecar in one archive"),
 )  # fmt: skip
 
 EXPECTATIONS: dict[str, tuple[str, ...]] = {example.name: example.states for example in EXAMPLES}

@@ -160,20 +160,23 @@ def fixed_batch(folder: Path) -> str:
     return "takes [1, 4] and nothing else"
 
 
+_WINE_SIDECAR = """\
+task: tabular-classification
+module: {file: model.py, class_name: WineNet, args: {hidden: 32}}
+inputs:
+  - {name: measurements, dtype: float32, shape: [batch, 13]}
+outputs: [scores]
+labels: [class_0, class_1, class_2]
+"""
+
+
 def wine(folder: Path) -> str:
     """Train the class in model.py and save its state_dict, with a sidecar that says so."""
     import torch
 
     torch.save(_wine_weights(), folder / "wine.pth")
     shutil.copyfile(HERE / "model.py", folder / "model.py")
-    (folder / "wine.pth.modelium.yaml").write_text(
-        "task: tabular-classification\n"
-        "module: {file: model.py, class_name: WineNet, args: {hidden: 32}}\n"
-        "inputs:\n"
-        "  - {name: measurements, dtype: float32, shape: [batch, 13]}\n"
-        "outputs: [scores]\n"
-        "labels: [class_0, class_1, class_2]\n"
-    )
+    (folder / "wine.pth.modelium.yaml").write_text(_WINE_SIDECAR)
     return "the sidecar names class WineNet in model.py"
 
 
@@ -244,16 +247,19 @@ def notes(folder: Path) -> str:
 
 
 def archive(folder: Path) -> str:
-    """Pack a model into an archive."""
+    """Pack the weights, their class and the sidecar into one archive."""
     import torch
 
     weights = io.BytesIO()
     torch.save(_wine_weights(), weights)
+    inside = {"wine.pth": weights.getvalue(), "model.py": (HERE / "model.py").read_bytes()}
+    inside["modelium.yaml"] = _WINE_SIDECAR.encode()
     with tarfile.open(folder / "model.tar.gz", "w:gz") as packed:
-        member = tarfile.TarInfo("model/wine.pth")
-        member.size = len(weights.getvalue())
-        packed.addfile(member, io.BytesIO(weights.getvalue()))
-    return "a state_dict inside"
+        for name, content in inside.items():
+            member = tarfile.TarInfo(f"model/{name}")
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    return "a state_dict, its class and its sidecar inside"
 
 
 _wine: dict[str, object] = {}
