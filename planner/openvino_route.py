@@ -19,7 +19,7 @@ def openvino_route(setting: Setting, to_onnx: tuple[Step, ...]) -> Route:
     if _TOOLCHAIN not in setting.toolchains:
         route.left_out.append("OpenVINO is left out: its toolchain is not installed (make setup TOOLCHAINS=openvino).")
         return route
-    if setting.work.classical:
+    if setting.work.classical and descriptor.format is not Format.OPENVINO:
         route.left_out.append("OpenVINO is left out: it has none of the operators of classical estimators.")
         return route
     base: tuple[Step, ...] = ()

@@ -60,8 +60,8 @@ def plan(
     if not route.candidates:
         raise Unsupported(
             f"There is no way from {descriptor.format.value} to what {target.runtime.value} serves.",
-            hint=_UNSERVED_HINT.get(descriptor.format, "")
-            or " ".join(route.left_out)
+            hint=" ".join(route.left_out)
+            or _UNSERVED_HINT.get(descriptor.format)
             or "Export the model to ONNX where it was trained and drop the .onnx file.",
         )
     goal = (

@@ -65,10 +65,15 @@ def decide(target: TargetProfile, original_format: Format, contenders: Sequence[
     return Verdict(
         winner=winner.id if winner else None,
         unchanged=winner is not None and winner.id == ORIGINAL,
-        reason=cut(_reason(winner, original, candidates, verdicts, original_format, target, scores)),
+        reason=cut(_reason(winner, original, candidates, verdicts, original_format, target, scores) + _proxy(target)),
         contenders=verdicts,
-        basis=scores.basis,
+        basis=f"{scores.basis}{', on a CPU as a proxy' if target.hardware == 'gpu' else ''}",
     )
+
+
+def _proxy(target: TargetProfile) -> str:
+    """Return the sentence that calls evidence of this machine's CPU what it is for a target with a GPU."""
+    return " Measured on this machine's CPU, a proxy for the target's GPU." if target.hardware == "gpu" else ""
 
 
 def _stop_original(

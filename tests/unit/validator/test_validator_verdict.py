@@ -272,3 +272,10 @@ def test_whatever_the_evidence_a_winner_is_proved_allowed_and_measured(
     assert winner.parity is not None and winner.parity.passed and winner.parity.precision is winner.precision
     own = next((c.precision for c in contenders if c.id == ORIGINAL), Precision.FP32)
     assert winner.precision in target.precisions or winner.precision is own is not Precision.FP32
+
+
+def test_evidence_of_a_cpu_is_called_a_proxy_where_the_target_has_a_gpu() -> None:
+    contenders = [contender("original", steady(10)), contender("onnx", steady(5), parity=parity())]
+    gpu = decide(TargetProfile(hardware="gpu"), Format.TORCHSCRIPT, contenders)
+    assert "proxy" in gpu.reason and "proxy" in gpu.basis
+    assert "proxy" not in decide(TargetProfile(), Format.TORCHSCRIPT, contenders).reason
