@@ -125,9 +125,10 @@ class SandboxCrashed(ModeliumError):
 
 
 class ToolchainMissing(ModeliumError):
-    """A step's toolchain is not installed."""
+    """A step's toolchain is not installed; a job that needs it has failed until it is."""
 
     code = "toolchain_missing"
+    exit_code = 3
 
 
 class StorageFull(ModeliumError):
