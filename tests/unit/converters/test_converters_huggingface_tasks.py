@@ -57,7 +57,8 @@ def folder_of(tmp_path):
 def prove(make_context):
     """Return how to take a folder through probe, reference, conversion and parity, as a job does."""
 
-    def run(folder: Path) -> tuple[ModelDescriptor, ParityReport]:
+    def run(folder: Path, notes: list[str] | None = None) -> tuple[ModelDescriptor, ParityReport]:
+        notes = [] if notes is None else notes
         given = describe(folder)
         assert given.refusal is None, given.refusal
         known = given.descriptor.model_dump(exclude={"artifact_sha256", "format", "size_bytes", "inputs", "outputs"})
@@ -67,13 +68,13 @@ def prove(make_context):
         facts = found.model_dump(exclude={"artifact_sha256", "format", "size_bytes", *specs})
         context = make_context("reference", folder, Format.HUGGINGFACE, **specs, descriptor=facts)
         reference.reference(context)
-        step = export_step(found)
+        step = export_step(found, fused=True)
         assert step is not None
         context = make_context(
             step.kind, folder, Format.HUGGINGFACE, **specs, descriptor=facts, options=step.options,
             reference=context.out / "reference",
         )  # fmt: skip
-        huggingface_onnx.convert(context)
+        notes.extend(huggingface_onnx.convert(context).report.notes)
         proof = make_context(
             "parity", context.out / "model", Format.HUGGINGFACE, **specs, descriptor=facts,
             options={"precision": "fp32"}, reference=context.input("reference"),
@@ -122,6 +123,13 @@ def test_a_language_models_forward_pass_is_judged_by_tokens(folder_of, prove):
     assert descriptor.task == "text-generation"
     (logits,) = report.outputs
     assert logits.agreement == 1.0 and logits.kl is not None and logits.kl < 1e-6
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_window_that_fused_attention_has_no_mask_for_is_exported_plainly(folder_of, prove, name):
+    notes: list[str] = []
+    prove(folder_of(name), notes)
+    assert any("with sdpa attention, because with fused: Its answers differ" in note for note in notes)
 
 
 def test_texts_and_images_may_differ_in_number_where_each_is_compared_with_each(folder_of, prove):
