@@ -1,6 +1,6 @@
-"""Take models of ``bench/zoo/tabular.py`` from file to parity, without a sandbox, and print a JSON line for each.
+"""Take models of the zoo from file to parity, without a sandbox, and print a JSON line for each.
 
-Runs in the interpreter of the boosting toolchain, with the checkout on the path:
+Runs in the interpreter of the boosting toolchain, with the checkout and ``bench/zoo`` on the path:
 ``python -P boosting_through.py FOLDER``.
 """
 
@@ -14,8 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import boosted_models
+import sklearn_models
+
 from analyzer import describe
-from bench.zoo import tabular
 from converters import boosting_onnx, sklearn_onnx
 from converters.parity import parity
 from converters.probe import probe
@@ -83,15 +85,17 @@ def main(folder: Path) -> None:
     """Make the models and take each through."""
     warnings.simplefilter("ignore")
     (folder / "models").mkdir(parents=True)
-    pipelines = ((name, fit) for name, fit in tabular.pipelines() if name in _PIPELINES)
+    pipelines = ((name, fit) for name, fit in sklearn_models.pipelines() if name in _PIPELINES)
     import joblib
 
     def files() -> Any:
-        for name, fit in chain(pipelines, tabular.boosted_estimators()):
+        for name, fit in chain(pipelines, boosted_models.boosted_estimators()):
             joblib.dump(fit(), folder / "models" / name)
             yield name, folder / "models" / name
 
-    for name, path in chain(files(), tabular.skops_files(folder / "models"), tabular.boosted_files(folder / "models")):
+    for name, path in chain(
+        files(), boosted_models.skops_files(folder / "models"), boosted_models.boosted_files(folder / "models")
+    ):
         print(json.dumps({"name": name, **through(path, folder / f"through-{name}")}), flush=True)
 
 

@@ -45,11 +45,12 @@ def found(toolchain: Callable[[str], Toolchain], tmp_path_factory: pytest.TempPa
     """What came out of every model, by name; they all go through one process of the toolchain."""
     if not _cache:
         tools = toolchain("boosting")
+        path = f"{CHECKOUT}:{CHECKOUT / 'bench' / 'zoo'}"
         done = subprocess.run(
             [tools.interpreter, "-P", "-s", Path(__file__).with_name("boosting_through.py"),
              tmp_path_factory.mktemp("boosting") / "zoo"],
             capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         _cache.update({line["name"]: line for line in map(json.loads, done.stdout.splitlines())})
