@@ -17,7 +17,7 @@ _DYNAMO: dict[str, Any] = {"exporter": "dynamo", "opset": DYNAMO_OPSET}
 def export_step(descriptor: ModelDescriptor, *, fused: bool = False) -> Step | None:
     """Return the step that turns the descriptor's format into ONNX; None when nothing in the catalogue does.
 
-    ``fused`` writes attention as onnxruntime's own operator, which other runtimes do not know.
+    ``fused`` writes attention as onnxruntime's own operator, which OpenVINO reads too and other runtimes do not know.
     """
     match descriptor.format:
         case Format.TORCHSCRIPT:

@@ -80,15 +80,16 @@ def plan(
 
 def _route(setting: Setting) -> Route:
     route, runtime = Route(), setting.target.runtime
-    to_onnx = _to_onnx(setting.descriptor)
     fused = _to_onnx(setting.descriptor, fused=True)
     if fused is not None and runtime in (Runtime.TRITON, Runtime.TRITON_ONNXRUNTIME):
         route.add(onnx_route(setting, fused))
-    reaches = to_onnx is not None or setting.descriptor.format is Format.OPENVINO
+    reaches = fused is not None or setting.descriptor.format is Format.OPENVINO
     if reaches and runtime in (Runtime.TRITON, Runtime.TRITON_OPENVINO):
-        route.add(openvino_route(setting, to_onnx or ()))
-    if to_onnx is not None and runtime in (Runtime.TENSORRT_RTX, Runtime.TRITON_TENSORRT):
-        route.add(tensorrt_route(setting, to_onnx))
+        # The same export serves both: OpenVINO reads onnxruntime's attention, and one operator is what it fuses best.
+        route.add(openvino_route(setting, fused or ()))
+    plain = _to_onnx(setting.descriptor)
+    if plain is not None and runtime in (Runtime.TENSORRT_RTX, Runtime.TRITON_TENSORRT):
+        route.add(tensorrt_route(setting, plain))
     if runtime in (Runtime.TRITON, Runtime.TRITON_PYTORCH):
         route.add(torch_route(setting))
     # The original stands first, whichever backend serves it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.document import Document
 
@@ -90,6 +90,19 @@ class TargetProfile(Document):
     precisions: tuple[Precision, ...] = Field(default=(Precision.FP32,), min_length=1)
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1, 8), min_length=1, max_length=8)
     tolerances: dict[Precision, Tolerance] = Field(default_factory=dict)
+
+    @field_validator("tolerances", mode="before")
+    @classmethod
+    def _complete(cls, given: object) -> object:
+        """What a tolerance does not name is its precision's default, not float32's."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: {**DEFAULT_TOLERANCES[Precision(name)].model_dump(), **value}
+            if isinstance(value, dict) and name in set(Precision)
+            else value
+            for name, value in given.items()
+        }
 
     def over(self, base: TargetProfile) -> TargetProfile:
         """Return ``base`` with what this profile names itself; what it leaves at its default is the base's."""
