@@ -122,10 +122,11 @@ def _storage(error: Exception) -> ModeliumError | None:
 
 def _progress() -> Callable[[float, str], None]:
     """Return a function that writes progress lines to the descriptor the host reads, or nowhere."""
-    descriptor = os.environ.get("MODELIUM_PROGRESS_FD", "")
+    descriptor, mark = os.environ.get("MODELIUM_PROGRESS_FD", ""), os.environ.get("MODELIUM_PROGRESS_MARK", "")
     if not descriptor.isdigit():
         return lambda fraction, message: None
-    os.set_blocking(int(descriptor), False)
+    if not mark:  # with one it is the log, whose lines must not be lost
+        os.set_blocking(int(descriptor), False)
     last = 0.0
 
     def write(fraction: float, message: str) -> None:
@@ -134,7 +135,7 @@ def _progress() -> Callable[[float, str], None]:
         if now - last < _PROGRESS_EVERY_S and fraction < 1:
             return
         last = now
-        line = json.dumps({"fraction": min(1.0, max(0.0, float(fraction))), "message": str(message)[:200]}) + "\n"
+        line = f"{mark}{json.dumps({'fraction': min(1.0, max(0.0, float(fraction))), 'message': str(message)[:200]})}\n"
         with contextlib.suppress(OSError):  # a full pipe or a host that went away must not stop the step
             os.write(int(descriptor), line.encode())
 

@@ -1,4 +1,4 @@
-"""Finds the best sandbox that really works on this machine."""
+"""Finds the best sandbox that really works here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import functools
 import logging
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 from executor.bwrap_sandbox import BwrapSandbox
+from executor.kubernetes_cluster import Cluster
+from executor.kubernetes_job import Placement
+from executor.kubernetes_sandbox import KubernetesSandbox
 from executor.sandbox import Sandbox
 from executor.seccomp import program
 from executor.unisolated_sandbox import UnisolatedSandbox
@@ -57,5 +61,29 @@ def _bubblewrap() -> BwrapSandbox:
         raise SandboxUnavailable(
             f"Bubblewrap runs here but does not enforce: {', '.join(lacking)}.",
             hint="Check its version (0.8 or newer) and, in a container, the container's own security profile.",
+        )
+    return sandbox
+
+
+@functools.cache
+def find_kubernetes(placement: Placement, workspaces: Path) -> KubernetesSandbox:
+    """Return the sandbox of a cluster's namespace that was seen to isolate; probed once per process.
+
+    Raises SandboxUnavailable with what to do. There is nothing to fall back to: who chose a cluster has no other.
+    """
+    sandbox = KubernetesSandbox(Cluster.connect(placement.namespace), placement, workspaces)
+    sandbox.check()
+    sandbox.sweep()
+    isolation = sandbox.isolation(Limits())
+    # A runtime class brings a kernel of its own, which need not know what seccomp is.
+    seccomp = () if placement.runtime_class else ("seccomp",)
+    required = ("own_user", "no_network", "read_only_root", "own_pids", *seccomp)
+    lacking = [name for name in required if not getattr(isolation, name)]
+    lacking += ["memory"] if isolation.memory == "none" else []
+    if lacking:
+        raise SandboxUnavailable(
+            f"Pods run here but the cluster does not enforce: {', '.join(lacking)}.",
+            hint="Network policies need a network plugin that enforces them; the rest is the kubelet's and the "
+            "container runtime's.",
         )
     return sandbox

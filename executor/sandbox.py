@@ -13,6 +13,8 @@ from schemas.step_run import Isolation, Limits
 SANDBOX_UID = 65534
 OUT = "out"
 PROGRESS_VARIABLE = "MODELIUM_PROGRESS_FD"
+PROGRESS_MARK_VARIABLE = "MODELIUM_PROGRESS_MARK"
+"""Set where no descriptor can be inherited: progress lines then go to the log, each beginning with this mark."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,27 @@ def sweep(parent: Path) -> int:
     return removed
 
 
+def is_owned(path: Path) -> bool:
+    """Whether ``path`` is a workspace whose owner lives."""
+    lock = _lock(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is None and path.is_dir()
+
+
+def can_lock(parent: Path) -> bool:
+    """Whether folders below ``parent`` can be locked, without which no :class:`Workspace` can be made there."""
+    path = parent / f".lock-{secrets.token_hex(6)}"
+    path.mkdir(parents=True)
+    try:
+        lock = _lock(path)
+        if lock is not None:
+            os.close(lock)
+        return lock is not None
+    finally:
+        path.rmdir()
+
+
 def _lock(path: Path) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

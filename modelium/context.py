@@ -43,7 +43,11 @@ class Context:
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        """The best sandbox of this machine. Raises SandboxUnavailable."""
+        """The best sandbox of this machine, or the cluster's. Raises SandboxUnavailable."""
+        if self.settings.sandbox == "kubernetes":
+            from executor.find import find_kubernetes
+
+            return find_kubernetes(self.settings.placement(), self.home.workspaces)
         from executor import find_sandbox
 
         return find_sandbox(allow_none=self.settings.allow_no_isolation)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +19,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from schemas.errors import UsageError
 from schemas.step_run import Limits
 from schemas.target import TargetProfile
+
+if TYPE_CHECKING:
+    from executor.kubernetes_job import Placement
 
 PREFIX = "MODELIUM_"
 NOT_SETTINGS = frozenset({"MODELIUM_TRITON_DIR"})
@@ -63,6 +66,23 @@ class Settings(BaseSettings):
     allow_no_isolation: bool = Field(
         default=False, description="Run steps without any sandbox when none can be had; never on files you did not make"
     )
+    sandbox: Literal["auto", "bubblewrap", "kubernetes"] = Field(
+        default="auto", description="What steps run in; auto: the best that this machine has"
+    )
+    sandbox_image: str = Field(
+        default="", description="Image of step sandboxes, by digest; it has each interpreter at the path it has here"
+    )
+    sandbox_runtime: str = Field(
+        default="", description="Container runtime, or runtime class in Kubernetes (gVisor, Kata); empty: the default"
+    )
+    kubernetes_workspace_claim: str = Field(
+        default="",
+        description="The ReadWriteMany claim, in `namespace`, that workers mount as their home and steps see parts of",
+    )
+    kubernetes_seccomp_profile: str = Field(
+        default="",
+        description="Profile below each kubelet's seccomp folder for steps; empty: the container runtime's default",
+    )
     allowed_pickle_globals: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Comma-separated module.name globals allowed in pickles beside the built-in list"
     )
@@ -96,7 +116,7 @@ class Settings(BaseSettings):
     storage_uri: str = Field(
         default="pvc://modelium-models", description="Where a cluster finds the model repository, for KServe manifests"
     )
-    namespace: str = Field(default="default", description="Kubernetes namespace of the manifests")
+    namespace: str = Field(default="default", description="Kubernetes namespace of the manifests, and of steps")
     llama_cpp_image: str = Field(
         default="llama.cpp:server", description="Image of llama.cpp's server, as your cluster's registry has it"
     )
@@ -121,6 +141,19 @@ class Settings(BaseSettings):
             processes=self.step_processes,
             timeout_s=self.step_timeout_s,
             workspace_bytes=self.step_workspace_bytes,
+        )
+
+    def placement(self) -> Placement:
+        """Return where in a cluster steps run. Raises UsageError for what is not set."""
+        from executor.kubernetes_job import Placement
+
+        return Placement(
+            namespace=self.namespace,
+            image=self.sandbox_image,
+            claim=self.kubernetes_workspace_claim,
+            home=self.home.resolve(),
+            runtime_class=self.sandbox_runtime,
+            seccomp_profile=self.kubernetes_seccomp_profile,
         )
 
     def interpreter(self, toolchain: str) -> Path:

@@ -28,7 +28,7 @@ class Limits(Document):
 class Isolation(Document):
     """The level really enforced, found out by running it."""
 
-    backend: str = Field(description="bubblewrap")
+    backend: str = Field(description="bubblewrap, kubernetes, none")
     own_user: bool = Field(
         description="Runs as a user that owns nothing on the host, or as an unprivileged namespace user"
     )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "undeploy": "Take a deployment out of the model repository",
     "try": "One sample inference with a deployed model, in the sandbox",
     "gc": "Free what ended jobs left in the store",
+    "kubernetes": "What a namespace needs before steps may run in it, for kubectl apply",
     "doctor": "What this machine can do, and how to mend what it can't",
 }
 
