@@ -69,7 +69,7 @@ class Placement:
 
     def below(self, path: Path) -> str:
         """Return ``path`` relative to the claim's root. Raises ValueError when it is elsewhere."""
-        return path.relative_to(self.home).as_posix()
+        return path.resolve().relative_to(self.home).as_posix()
 
 
 def job(

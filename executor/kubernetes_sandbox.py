@@ -30,7 +30,7 @@ class KubernetesSandbox:
     name = "kubernetes"
 
     def __init__(self, cluster: Cluster, placement: Placement, workspaces: Path) -> None:
-        self._cluster, self._placement, self._workspaces = cluster, placement, workspaces
+        self._cluster, self._placement, self._workspaces = cluster, placement, workspaces.resolve()
 
     def root(self, workspace: Path) -> Path:
         """Return where programs inside see the workspace."""
@@ -57,7 +57,7 @@ class KubernetesSandbox:
                 f"This worker runs as user {os.geteuid()}, and could not remove what steps write.",
                 hint=f"Run workers as user {SANDBOX_UID} (runAsUser), as steps are.",
             )
-        if not self._workspaces.resolve().is_relative_to(self._placement.home):
+        if not self._workspaces.is_relative_to(self._placement.home):
             raise SandboxUnavailable(f"{self._workspaces} is not on the claim mounted at {self._placement.home}.")
         if not workspace.can_lock(self._workspaces):
             raise SandboxUnavailable(
@@ -82,7 +82,12 @@ class KubernetesSandbox:
     def sweep(self) -> int:
         """Delete the Jobs of workers that died; return how many. Safe beside running steps."""
         removed = 0
-        for found in self._cluster.jobs():
+        try:
+            jobs = self._cluster.jobs()
+        except Away as error:
+            log.warning("jobs of dead workers can't be looked for: %s", error)
+            return removed
+        for found in jobs:
             metadata = found["metadata"]
             folder = self._placement.home / metadata.get("annotations", {}).get(WORKSPACE_ANNOTATION, "")
             # A folder outside is nobody's workspace, and whoever wrote that annotation was not one of ours.
@@ -116,8 +121,8 @@ class KubernetesSandbox:
                 copies = command.workspace / "in"
                 copies.mkdir(exist_ok=True)
                 copy = copies / name
-                # Links are followed, as bind mounts of what they lead to would be.
-                shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+                # Links in it stay links: whoever made it chose where they lead, and there they lead inside the pod.
+                shutil.copytree(path, copy, symlinks=True) if path.is_dir() else shutil.copy(path, copy)
                 path = copy
             placed[name] = path
         return placed
