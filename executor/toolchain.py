@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import ToolchainMissing
 
@@ -45,7 +50,8 @@ for name in sys.argv[1:]:
         versions[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
         pass
-json.dump({"versions": versions, "prefixes": [sys.base_prefix, sys.base_exec_prefix, sys.prefix]}, sys.stdout)
+prefixes = [sys.base_prefix, sys.base_exec_prefix, sys.prefix]
+json.dump({"versions": versions, "prefixes": prefixes, "path": sys.path}, sys.stdout)
 """
 
 
@@ -103,9 +109,54 @@ def beside(prefix: Path, name: str) -> Path | None:
     return interpreter if interpreter.exists() else None
 
 
+def remember_in(folder: Path) -> None:
+    """Keep what interpreters answer in ``folder``, a private one, for the next process to believe."""
+    global _folder
+    _folder = folder
+
+
+_folder: Path | None = None
+
+
 @functools.cache
 def installation(interpreter: Path) -> Installation:
-    """Ask ``interpreter`` what it is; once per process. Raises ToolchainMissing when it does not run."""
+    """Say what ``interpreter`` is; it is asked once. Raises ToolchainMissing when it does not run."""
+    kept = None
+    if _folder is not None:
+        name = hashlib.sha256(f"{interpreter}\0{_PROBE}\0{NEEDED}".encode()).hexdigest()
+        kept = _folder / f"interpreter-{name[:16]}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            document = json.loads(kept.read_text())
+            if document["stamps"] == _stamps(document["stamps"]):
+                return _installation(document["answer"])
+    answer = _ask(interpreter)
+    found = _installation(answer)
+    if kept is not None:
+        looked_at = [str(interpreter), *(str(prefix / "pyvenv.cfg") for prefix in found.prefixes), *answer["path"]]
+        aside = kept.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
+            aside.write_text(json.dumps({"answer": answer, "stamps": _stamps(looked_at)}))
+            aside.replace(kept)
+    return found
+
+
+def _installation(answer: dict[str, Any]) -> Installation:
+    return Installation(answer["versions"], tuple(dict.fromkeys(Path(p) for p in answer["prefixes"])))
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, list[int] | None]:
+    """Return what changes when something is installed: inode and time of the interpreter and of its library folders."""
+    found: dict[str, list[int] | None] = {}
+    for path in paths:
+        try:
+            status = Path(path).stat()
+            found[path] = [status.st_ino, status.st_mtime_ns, status.st_size]
+        except OSError:
+            found[path] = None
+    return found
+
+
+def _ask(interpreter: Path) -> dict[str, Any]:
     libraries = sorted({name for names in NEEDED.values() for name in names})
     try:
         done = subprocess.run(
@@ -121,4 +172,5 @@ def installation(interpreter: Path) -> Installation:
             f"The interpreter {interpreter} does not run ({error}).",
             hint="Name one that does in the settings, or run: make setup",
         ) from error
-    return Installation(answer["versions"], tuple(dict.fromkeys(Path(p) for p in answer["prefixes"])))
+    assert isinstance(answer, dict)
+    return answer

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelium.db import Database
-from modelium.home import Home
+from modelium.home import Home, runtime_root
 from modelium.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,6 +56,26 @@ class Context:
 
         return find_sandbox(allow_none=self.settings.allow_no_isolation)
 
+    @cached_property
+    def trust(self) -> str:
+        """The isolation that steps run under here, for the cache's keys.
+
+        Finding it out starts sandboxes. For looking up what an earlier step gave, it is enough that a process found it
+        out since the machine was started, under the same settings; nothing is ever run on that word.
+        """
+        stamp = [Path("/proc/sys/kernel/random/boot_id").read_text(), sorted(self.settings.environment().items())]
+        path = self.home.runtime / "trust.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            kept = json.loads(path.read_text())
+            if kept["stamp"] == json.loads(json.dumps(stamp)):
+                return str(kept["backend"])
+        backend = self.sandbox.isolation(self.settings.limits()).backend
+        if not self.settings.allow_no_isolation:  # then the next process may find a sandbox that this one did not
+            aside = path.with_suffix(f".{os.getpid()}")
+            aside.write_text(json.dumps({"stamp": stamp, "backend": backend}))
+            aside.replace(path)
+        return backend
+
     @property
     def toolchains(self) -> Installed:
         """The toolchains that are complete here."""
@@ -59,8 +83,9 @@ class Context:
 
     def toolchain(self, name: str) -> Toolchain:
         """Return the toolchain of that name as the settings map it."""
-        from executor.toolchain import Toolchain
+        from executor.toolchain import Toolchain, remember_in
 
+        remember_in(runtime_root())
         return Toolchain(name=name, interpreter=self.settings.interpreter(name))
 
 

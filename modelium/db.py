@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -29,13 +30,11 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from schemas.artifact import Artifact
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in ``migrations/versions``; a test keeps it so."""
 BUSY_TIMEOUT_S = 30
 """How long a transaction of SQLite waits for another process's."""
@@ -148,6 +147,14 @@ step_runs = Table(
     Index("ix_step_runs_cache", "cache_key", "state"),
 )
 
+live_logs = Table(
+    "live_logs",  # what running steps have printed, piece by piece; a step that has ended has all of it
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("step_run_id", ForeignKey("step_runs.id"), nullable=False, index=True),
+    Column("text", Text, nullable=False),
+)
+
 progress = Table(
     "progress",
     metadata,
@@ -196,8 +203,14 @@ def now() -> datetime:
 
 def insert_ignore(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
     """Insert a row unless one with the same unique key exists; return whether it was inserted."""
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return bool(connection.execute(make(table).values(**values).on_conflict_do_nothing()).rowcount)
+    # Imported where they are needed: PostgreSQL's takes longer than most commands.
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return bool(connection.execute(postgresql.insert(table).values(**values).on_conflict_do_nothing()).rowcount)
+    from sqlalchemy.dialects import sqlite
+
+    return bool(connection.execute(sqlite.insert(table).values(**values).on_conflict_do_nothing()).rowcount)
 
 
 def keep_artifact(connection: Connection, artifact: Artifact) -> None:
@@ -213,8 +226,11 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         if url.startswith("sqlite"):
-            # A connection a transaction: opening costs 0.1 ms, and no connection is ever carried across a fork.
-            self.engine: Engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_S})
+            # Connections are kept: whenever the last one to a file closes, SQLite empties its log into it, which costs
+            # milliseconds after every transaction of a process that is alone.
+            self.engine: Engine = create_engine(
+                url, pool_size=4, max_overflow=60, connect_args={"timeout": BUSY_TIMEOUT_S}
+            )
             _prepare_sqlite(self.engine)
         else:
             self.engine = create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=6)
@@ -277,6 +293,13 @@ def _prepare_sqlite(engine: Engine) -> None:
         _use_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
+        record.info["process"] = os.getpid()
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: Any, record: Any, proxy: Any) -> None:
+        if record.info["process"] != os.getpid():  # carried across a fork: the parent's, never to be used here
+            record.dbapi_connection = proxy.dbapi_connection = None
+            raise DisconnectionError("This connection belongs to another process.")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -239,7 +239,7 @@ def active_version(context: Context, name: str) -> int | None:
         return connection.execute(query).scalar()
 
 
-def _lock(context: Context, name: str) -> AbstractContextManager[int]:
+def _lock(context: Context, name: str) -> AbstractContextManager[None]:
     return machine_lease.locked(context.home.runtime / f"deploy-{name}.lock")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
                     show(update)
             if all(update.state in ENDS for update in updates) or not alive:
                 return
-            time.sleep(POLL_S)
+            driver.join(POLL_S)
 
     try:
         watch()

@@ -90,6 +90,11 @@ class Home:
         name = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
         return runtime_root() / name
 
+    @property
+    def bell(self) -> Path:
+        """The socket that wakes the outbox relay of ``modelium up``."""
+        return self.runtime / "bell.sock"
+
     def prepare(self) -> Home:
         """Make every folder that is missing and return the home."""
         try:

@@ -1,51 +1,157 @@
-"""The machine's lease: steps share it, measuring has it alone.
+"""The machine's lease: which steps run at once on this machine, whichever process or home of a user started them.
 
-Two files locked with flock, so that a killed holder frees them at once and two homes on one machine respect each
-other. ``gate`` is held only while waiting: a waiting measurement closes it, so new steps can't starve it.
+A step takes a place and the memory it will need; measuring has every place. Who asks stands in one line, so a step that
+needs much memory, or a measurement, waits for those before it and never for those behind. All of it is bytes locked in
+one file (``byte_locks``): a killed holder or waiter frees its own at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from modelium.byte_locks import ByteLocks
 from modelium.home import runtime_root
 from schemas.errors import Cancelled
 
-POLL_S = 0.05
+FIRST_POLL_S, LAST_POLL_S = 0.001, 0.02
+"""A look costs microseconds; what was waited for a long time may wait a moment longer."""
+MOST_STEPS = 64
+UNIT_BYTES = 1 << 20
+_RESERVE_SHARE, _MOST_RESERVE_BYTES = 8, 2 << 30
+
+# Ranges of one file's bytes.
+_COUNTER = range(0, 1)
+_PLACES = range(1, 1 + MOST_STEPS)
+_MEMORY = range(1 << 20, 1 << 30)
+_LINE = range(1 << 30, 1 << 40)
+
+Ask = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What is held: seconds waited for it, and memory reserved."""
+
+    waited_s: float
+    memory_bytes: int
 
 
 @contextmanager
-def hold(*, exclusive: bool, should_stop: Callable[[], bool] = lambda: False) -> Iterator[float]:
-    """Hold the machine; yields the seconds that were waited. Raises Cancelled when ``should_stop`` says so."""
+def hold(
+    *,
+    exclusive: bool,
+    at_once: int = MOST_STEPS,
+    memory_bytes: int = 0,
+    budget_bytes: int = 0,
+    should_stop: Ask = lambda: False,
+) -> Iterator[Lease]:
+    """Hold a place on the machine, or all of it, with memory. Raises Cancelled when ``should_stop`` says so.
+
+    Args:
+        at_once: Steps that may run at once on the machine, as this caller's settings have it.
+        memory_bytes: What the step is expected to need. More than the budget is given the whole budget, and so runs
+            with no other step beside it: an estimate is no reason to refuse what might fit.
+        budget_bytes: What all steps together may reserve; 0: :func:`machine_budget_bytes`.
+    """
     began = time.monotonic()
-    root = runtime_root()
-    with (
-        locked(root / "machine.gate", should_stop=should_stop) as gate,
-        locked(root / "machine.lock", exclusive=exclusive, should_stop=should_stop),
-    ):
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield time.monotonic() - began
+    budget = (budget_bytes or machine_budget_bytes()) // UNIT_BYTES
+    wanted = min(-(-memory_bytes // UNIT_BYTES), budget)
+    with ByteLocks(runtime_root() / "machine.ledger") as locks:
+        ticket = _stand_in_line(locks, should_stop)
+        _until(lambda: _take_places(locks, exclusive, at_once), should_stop)
+        _until(lambda: _take_memory(locks, wanted, budget), should_stop)
+        locks.give(ticket)
+        yield Lease(time.monotonic() - began, wanted * UNIT_BYTES)
+
+
+def machine_budget_bytes() -> int:
+    """Return the memory that steps may reserve together: this machine's, or this container's, less an eighth."""
+    total = min([psutil.virtual_memory().total, *_container_limits()])
+    return total - min(total // _RESERVE_SHARE, _MOST_RESERVE_BYTES)
+
+
+def reserved_bytes() -> int:
+    """Return what is reserved now, by anybody."""
+    with ByteLocks(runtime_root() / "machine.ledger") as locks:
+        return (len(_MEMORY) - sum(map(len, locks.free(_MEMORY)))) * UNIT_BYTES
+
+
+def _stand_in_line(locks: ByteLocks, should_stop: Ask) -> range:
+    """Return the ticket, once nobody has an earlier one."""
+    _until(lambda: locks.take(_COUNTER), should_stop)
+    last = locks.free(_LINE)[-1].start  # what is free behind the last ticket
+    ticket = range(last, last + 1)
+    locks.take(ticket)
+    locks.give(_COUNTER)
+    before = range(_LINE.start, ticket.start)
+    _until(lambda: locks.free(before) == [before] or not before, should_stop)
+    return ticket
+
+
+def _take_places(locks: ByteLocks, exclusive: bool, at_once: int) -> bool:
+    if exclusive:
+        return locks.take(_PLACES)
+    # Only the first in line takes anything, so what is free stays free until it has taken it.
+    return any(locks.take(free[:1]) for free in locks.free(_PLACES[:at_once])[:1])
+
+
+def _take_memory(locks: ByteLocks, wanted: int, budget: int) -> bool:
+    within = _MEMORY[:budget]
+    free = locks.free(within)
+    if sum(map(len, free)) < wanted:
+        return False
+    # Steps that have reserved may not have grown yet, and programs that are not ours never reserve: both need room.
+    alone = free == [within]
+    if not alone and wanted * UNIT_BYTES > psutil.virtual_memory().available:
+        return False
+    for part in free:
+        piece = part[:wanted]
+        locks.take(piece)
+        wanted -= len(piece)
+    return True
+
+
+def _until(done: Ask, should_stop: Ask) -> None:
+    pause_s = FIRST_POLL_S
+    while not done():
+        if should_stop():
+            raise Cancelled("Stopped while waiting for the machine.")
+        time.sleep(pause_s)
+        pause_s = min(LAST_POLL_S, pause_s * 1.3)
+
+
+def _container_limits() -> list[int]:
+    found = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(path).read_text()))
+    return found
 
 
 @contextmanager
-def locked(path: Path, *, exclusive: bool = True, should_stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
+def locked(path: Path, *, exclusive: bool = True, should_stop: Ask = lambda: False) -> Iterator[None]:
     """Hold an flock on ``path``; the lock ends with the block or the process. Raises Cancelled."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    mode = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+
+    def take() -> bool:
+        try:
+            fcntl.flock(descriptor, mode)
+        except BlockingIOError:
+            return False
+        return True
+
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if should_stop():
-                    raise Cancelled("Stopped while waiting for the machine.") from None
-                time.sleep(POLL_S)
-        yield descriptor
+        _until(take, should_stop)
+        yield
     finally:
         os.close(descriptor)

@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         default="", description="Redis URL; empty: a Redis server of its own on a socket, ending with `modelium up`"
     )
-    workers: int = Field(default=2, ge=1, le=64, description="Steps that may run at once (measuring is always alone)")
+    workers: int = Field(
+        default=2, ge=1, le=64, description="Steps that may run at once on the machine (measuring is always alone)"
+    )
     threads: int = Field(
         default_factory=_cores,
         ge=1,
@@ -85,6 +87,11 @@ class Settings(BaseSettings):
     )
     allowed_pickle_globals: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Comma-separated module.name globals allowed in pickles beside the built-in list"
+    )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that steps may reserve together on the machine; 0: all it has, less an eighth or 2 GiB",
     )
     step_memory_bytes: int = Field(default=8 << 30, ge=256 << 20, description="Memory one step may use")
     step_timeout_s: float = Field(default=900, gt=0, description="Seconds one step may run")

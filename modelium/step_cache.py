@@ -1,13 +1,16 @@
 """The step cache: the same step over the same bytes is run once, whoever asks.
 
 The key covers inputs, options, the request's documents (sidecar, target, descriptor), the source of our converters,
-the toolchain's versions, the seed and the level of trust. Kills, timeouts and failures are never reused.
+the toolchain's versions, the seed and the level of trust; of a measurement the
+machine too. Kills, timeouts and failures are never reused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -37,16 +40,31 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def cache_key(request: StepRequest, inputs: Mapping[str, str], versions: Mapping[str, str], trust: str) -> str:
+def cache_key(
+    request: StepRequest, inputs: Mapping[str, str], versions: Mapping[str, str], trust: str, machine: str = ""
+) -> str:
     """Return the key of one step.
 
     Args:
         inputs: Input name to sha256.
         versions: The toolchain's library versions.
         trust: What isolation the step runs under; outputs made without one never serve a job that has it.
+        machine: Where it ran, for results that hold there only; see :func:`machine_identity`.
     """
-    parts = [request.model_dump(mode="json"), dict(inputs), dict(versions), source_digest(), trust]
+    # What a step may use ends it or does not: of one that succeeded, nothing depends on the limit.
+    asked = request.model_dump(mode="json", exclude={"memory_bytes"})
+    parts = [asked, dict(inputs), dict(versions), source_digest(), trust, machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def machine_identity() -> str:
+    """Return what tells this machine, as it was started and as much of it as this process may use, from any other."""
+    facts = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), sorted(os.sched_getaffinity(0))]
+    for path in ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
+        with contextlib.suppress(OSError):
+            facts.append(Path(path).read_text().strip())
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def find(database: db.Database, key: str) -> StepRun | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelium import arrivals, garbage, jobs
+from modelium.bell import ring
 from modelium.context import Context
 from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
@@ -49,6 +50,7 @@ def submit(context: Context, arrival: Arrival, *, source: str, target: TargetPro
             error=received.error,
         )
     job = jobs.find(context.database, arrived.job_id)
+    ring(home.bell)
     log.info("%s %s", "received" if arrived.new else "known already:", arrival.uri, extra={"job": job.id})
     if arrived.new and job.state in ENDS:
         from modelium.tasks import write_report

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from modelium import broker, jobs, outbox, tasks
+from modelium.bell import Bell, ring
 from modelium.context import Context
 from modelium.settings import adopt
 from modelium.submit import submit
@@ -95,6 +96,7 @@ class Supervisor:
         source.start()
         self.ready.set()
         reaped = 0.0
+        bell = Bell(context.home.bell)
         try:
             while not self._stop.is_set() and tick():
                 try:
@@ -106,9 +108,10 @@ class Supervisor:
                         self._mend()
                 except OSError as error:  # the broker is away; what is in the outbox is sent when it is back
                     log.warning("the broker does not answer: %s", error)
-                self._stop.wait(RELAY_S)
+                bell.wait(RELAY_S)
         finally:
             source.stop()
+            bell.close()
 
     def _arrived(self, arrival: Arrival) -> None:
         submit(self.context, arrival, source="folder")
@@ -146,6 +149,7 @@ class Supervisor:
     def stop(self) -> None:
         """Ask ``run`` to end; safe in a signal handler."""
         self._stop.set()
+        ring(self.context.home.bell)
 
     def _end(self) -> None:
         family = [child.pid for child in psutil.Process().children(recursive=True)]

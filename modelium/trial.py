@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelium import deployments, jobs, machine_lease
+from modelium import deployments, jobs, machine_lease, step_memory
 from modelium.context import Context
 from modelium.work import SEED
 from schemas.catalog import TOOLCHAIN_OF_FORMAT
@@ -44,6 +44,7 @@ def run(context: Context, name: str, *, rows: int) -> TryReport:
         memory_bytes=limits.memory_bytes,
         descriptor=ModelDescriptor.model_validate(kept),
     )
+    size_bytes = context.store.artifact(deployment.model_sha256).size_bytes
     spec = executor.StepSpec(
         request=request,
         inputs={"model": context.store.path(deployment.model_sha256)},
@@ -51,7 +52,12 @@ def run(context: Context, name: str, *, rows: int) -> TryReport:
         limits=limits,
     )
     with (
-        machine_lease.hold(exclusive=False),
+        machine_lease.hold(
+            exclusive=False,
+            at_once=context.settings.workers,
+            memory_bytes=step_memory.estimate("try_model", toolchain.name, [size_bytes]),
+            budget_bytes=context.settings.memory_bytes,
+        ),
         executor.run(spec, workspaces=context.home.workspaces, sandbox=context.sandbox) as output,
     ):
         if output.result.error is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from modelium import db, garbage, jobs, machine_lease, step_cache, step_runs
+from modelium import db, garbage, jobs, machine_lease, step_cache, step_memory, step_runs
 from modelium.context import Context
+from modelium.live_step import LiveStep
 from schemas import catalog
 from schemas.descriptor import ModelDescriptor
 from schemas.errors import Cancelled, ErrorDocument
@@ -19,23 +19,25 @@ from schemas.step_io import StepRequest
 from schemas.step_run import Limits, StepRun, StepRunState
 
 if TYPE_CHECKING:
-    from executor import StepOutput, StepSpec
+    from executor import StepOutput
+    from executor.toolchain import Toolchain
 
 log = logging.getLogger(__name__)
-PROGRESS_S = 0.4
 SEED = 20_240_229
 """Seeds every random input, so that a step run twice gives the same bytes."""
 
 
 @dataclass
 class Work:
-    """One claimed stage. ``stopping`` is set when cancelling was asked for or the lease was lost."""
+    """One claimed stage. ``stopping`` is set when cancelling was asked for or the lease was lost.
+
+    Steps may be run from several threads at once.
+    """
 
     context: Context
     claim: jobs.Claim
     stopping: threading.Event = field(default_factory=threading.Event)
     lost: bool = False
-    _noted: float = 0.0
 
     def descriptor(self) -> ModelDescriptor:
         """Return the job's descriptor as the analysis left it."""
@@ -58,13 +60,9 @@ class Work:
         if self.stopping.is_set():
             raise Cancelled("Cancelled by a person.")
 
-    def note(self, step: str, fraction: float, message: str) -> None:
-        """Keep progress for whoever follows; at most a few times a second."""
-        moment = time.monotonic()
-        if moment - self._noted < PROGRESS_S and 0 < fraction < 1:
-            return
-        self._noted = moment
-        step_runs.note_progress(self.context.database, self.claim.job.id, step, fraction, message)
+    def note(self, step: str, message: str) -> None:
+        """Say what begins now to whoever follows."""
+        step_runs.note_progress(self.context.database, self.claim.job.id, step, 0.0, message)
 
     def step(
         self,
@@ -77,6 +75,8 @@ class Work:
         descriptor: ModelDescriptor | None = None,
         exclusive: bool = False,
         reuse: bool = True,
+        reusable: Callable[[StepRun], bool] = lambda run: True,
+        machine: str = "",
         with_target: bool = False,
         limits: Limits | None = None,
         beside: Iterable[str] = (),
@@ -86,38 +86,39 @@ class Work:
         Args:
             inputs: Input name to the sha256 of a stored artifact.
             exclusive: Have the machine alone, as measuring must.
-            reuse: Look in the cache first.
+            reuse: Look in the cache first, and take what ``reusable`` says may be taken.
+            machine: Part of the cache key, for results that hold on one machine only.
             with_target: Hand the target to the step; it then is part of the cache key.
             beside: Toolchains whose interpreters the step starts beside its own.
 
         A failing step is a record with state FAILED, not an exception. Raises Cancelled, LeaseLost, SandboxUnavailable
         and ToolchainMissing.
         """
-        from executor import StepSpec
         from executor.toolchain import versions
 
         self.check()
-        context, job = self.context, self.claim.job
+        context, job, settings = self.context, self.claim.job, self.context.settings
         typed = catalog.parse_options(kind, dict(options or {}))
-        bounds = limits or context.settings.limits()
+        budget = settings.memory_bytes or machine_lease.machine_budget_bytes()
+        bounds = limits or settings.limits()
+        bounds = bounds.model_copy(update={"memory_bytes": min(bounds.memory_bytes, budget)})
         request = StepRequest(
             kind=kind,
             options=typed.model_dump(mode="json"),
             inputs={name: f"in/{name}" for name in inputs},
             artifact_sha256=job.artifact_sha256,
             seed=SEED,
-            threads=context.settings.threads,
+            threads=settings.threads,
             memory_bytes=bounds.memory_bytes,
             descriptor=descriptor,
             sidecar=self.claim.sidecar,
             target=job.target if with_target else None,
         )
         tools = context.toolchain(toolchain)
-        isolation = context.sandbox.isolation(bounds)
-        trust = isolation.backend
         others = tuple(context.toolchain(name) for name in sorted(set(beside) - {toolchain}))
         known = versions(tools) | {f"{o.name}/{k}": v for o in others for k, v in versions(o).items()}
-        key = step_cache.cache_key(request, inputs, known, trust)
+        trust = context.trust
+        key = step_cache.cache_key(request, inputs, known, trust, machine)
         run = StepRun(
             id=uuid4().hex,
             job_id=job.id,
@@ -132,47 +133,76 @@ class Work:
             limits=bounds,
             started_at=db.now(),
         )
-        paths = {name: context.store.path(sha256) for name, sha256 in inputs.items()}
-        spec = StepSpec(request=request, inputs=paths, toolchain=tools, limits=bounds, beside=others)
         # One at a time for a key: of two equal drops the second waits here and then finds the first one's outputs.
         # Keys share 4096 lock files, so that a home's runtime folder does not grow.
         with machine_lease.locked(context.home.runtime / f"step-{key[:3]}.lock", should_stop=self.stopping.is_set):
-            if reuse and (reused := self._reuse(key, run)) is not None:
+            if reuse and (reused := self._reuse(key, run, reusable)) is not None:
                 return reused
-            with machine_lease.hold(exclusive=exclusive, should_stop=self.stopping.is_set):
+            real = context.sandbox.isolation(bounds).backend
+            if real != trust:  # what was remembered from an earlier process is not what is here now
+                run = run.model_copy(update={"cache_key": step_cache.cache_key(request, inputs, known, real, machine)})
+            sizes = [self._size_bytes(sha256) for name, sha256 in inputs.items() if _is_model(name)]
+            needed = step_memory.estimate(kind, toolchain, sizes, descriptor, beside)
+            with machine_lease.hold(
+                exclusive=exclusive,
+                at_once=settings.workers,
+                memory_bytes=min(needed, bounds.memory_bytes),
+                budget_bytes=budget,
+                should_stop=self.stopping.is_set,
+            ) as lease:
                 self.check()
+                run = run.model_copy(update={"reserved_memory_bytes": lease.memory_bytes, "started_at": db.now()})
                 step_runs.save(context.database, run)
-                return self._execute(spec, run)
+                return self._execute(request, run, tools, others)
 
-    def _reuse(self, key: str, run: StepRun) -> StepRun | None:
+    def _size_bytes(self, sha256: str) -> int:
+        return self.context.store.artifact(sha256).size_bytes
+
+    def _reuse(self, key: str, run: StepRun, reusable: Callable[[StepRun], bool]) -> StepRun | None:
         """Record and return ``run`` with the outputs of an earlier one, if its outputs are all stored still."""
         with garbage.kept(self.context):
             found = step_cache.find(self.context.database, key)
             if found is None or not all(self.context.store.has(sha256) for sha256 in found.outputs.values()):
                 return None
+            if not reusable(found):
+                return None
             own = {name: getattr(run, name) for name in ("id", "job_id", "attempt", "contender", "started_at")}
-            run = found.model_copy(
-                update={**own, "cached_from": found.cached_from or found.id, "ended_at": db.now()},
-            )
+            first = {"cached_from": found.cached_from or found.id, "made_at": found.made_at or found.ended_at}
+            run = found.model_copy(update={**own, **first, "reserved_memory_bytes": None, "ended_at": db.now()})
             step_runs.save(self.context.database, run)
         log.info("step %s reused", run.kind, extra={"job": run.job_id, "step": run.id})
         return run
 
-    def _execute(self, spec: StepSpec, run: StepRun) -> StepRun:
+    def _execute(self, request: StepRequest, run: StepRun, tools: Toolchain, others: tuple[Toolchain, ...]) -> StepRun:
         import executor
 
         context, kind = self.context, run.kind
-        self.note(kind, 0.0, "starting")
+        self.note(kind, "starting")
         extra = {"job": run.job_id, "step": run.id}
         log.info("step %s started%s", kind, f" for {run.contender}" if run.contender else "", extra=extra)
+        assert run.limits is not None
+        spec = executor.StepSpec(
+            request=request,
+            inputs={name: context.store.path(sha256) for name, sha256 in run.inputs.items()},
+            toolchain=tools,
+            limits=run.limits,
+            beside=others,
+        )
+        live = LiveStep(context.database, run)
+
+        def should_stop() -> bool:
+            live.tick()  # asked a few times a second: what was said last is shown though nothing follows it
+            return self.stopping.is_set()
+
         ended: dict[str, Any] = {"state": StepRunState.CANCELLED}
         try:
             with executor.run(
                 spec,
                 workspaces=context.home.workspaces,
                 sandbox=context.sandbox,
-                on_progress=lambda fraction, message: self.note(kind, fraction, message),
-                should_stop=self.stopping.is_set,
+                on_progress=live.progress,
+                on_log=live.add_log,
+                should_stop=should_stop,
             ) as output:
                 ended = self._collect(output)
         finally:
@@ -199,6 +229,10 @@ class Work:
             "usage": output.usage,
             "log": output.log,
         }
+
+
+def _is_model(name: str) -> bool:
+    return name == "model" or name.startswith("candidate.")
 
 
 def keep_alive(work: Work, lease_s: float) -> Callable[[], None]:

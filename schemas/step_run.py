@@ -77,12 +77,16 @@ class StepRun(Document):
     state: StepRunState
     cache_key: str
     cached_from: str | None = None
+    made_at: datetime | None = Field(default=None, description="When the run that is reused here had ended")
     inputs: dict[str, str] = Field(default_factory=dict, description="Input name to sha256")
     outputs: dict[str, str] = Field(default_factory=dict, description="Output name to sha256")
     report: dict[str, Any] | None = None
     error: ErrorDocument | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     limits: Limits | None = None
+    reserved_memory_bytes: int | None = Field(
+        default=None, ge=0, description="What was set aside for it on the machine before it started, from an estimate"
+    )
     isolation: Isolation | None = None
     usage: Usage | None = None
     log: str = ""

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelium.home import runtime_root
 from modelium.report.numbers import visible
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _css() -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     def finalize(value: object) -> object:
@@ -79,5 +80,9 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=finalize,
+        # Compiling takes longer than drawing a page. What is compiled depends on what is said here, too.
+        bytecode_cache=FileSystemBytecodeCache(
+            str(runtime_root()), f"report-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}-%s"
+        ),
     )
     return environment.get_template("report.html.j2")

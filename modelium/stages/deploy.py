@@ -23,7 +23,7 @@ def deploy(work: Work) -> Next:
     if plan.target.runtime in (Runtime.VLLM, Runtime.LLAMA_CPP):
         return _serve_whole(work, winner, plan.target, verdict)
     assert winner.parity is not None and winner.model_sha256 is not None and work.claim.job.name is not None
-    work.note("deploy", 0.0, f"publishing {work.claim.job.name}")
+    work.note("deploy", f"publishing {work.claim.job.name}")
     deployments.publish(
         work.context,
         job=work.claim.job,
@@ -41,7 +41,7 @@ def deploy(work: Work) -> Next:
 def _serve_whole(work: Work, winner: CandidateAccount, target: TargetProfile, verdict: Verdict) -> Next:
     job = work.claim.job
     assert winner.model_sha256 is not None and job.name is not None
-    work.note("deploy", 0.0, f"copying the files of {job.name}")
+    work.note("deploy", f"copying the files of {job.name}")
     deployments.publish_whole(
         work.context, job=job, model_sha256=winner.model_sha256, descriptor=work.descriptor(), target=target
     )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
 
 from modelium.arrivals import end_state
 from modelium.stages.analyze import model_inputs, model_sha256
@@ -41,25 +47,8 @@ def execute(work: Work) -> Next:
         return Next(end_state(error), reason=error.message, error=error)
     work.keep("reference", ReferenceReport.model_validate(run.report))
     reference = run.outputs["reference"]
-    accounts: dict[str, CandidateAccount] = {
-        candidate.id: CandidateAccount(
-            id=candidate.id, format=candidate.format, precision=candidate.precision, state="pending"
-        )
-        for candidate in plan.candidates
-    }
-    failed: dict[str, StepRun] = {}
-    began, report = time.monotonic(), ReferenceReport.model_validate(run.report)
-    for candidate in sorted(plan.candidates, key=lambda c: _why_it_cannot_win(c, plan, report, descriptor) is not None):
-        bound = _why_it_cannot_win(candidate, plan, report, descriptor)
-        if bound is not None and time.monotonic() - began > work.context.settings.convert_budget_s:
-            reason = f"Not built: the budget of {work.context.settings.convert_budget_s:g} s was spent, and {bound}."
-            accounts[candidate.id] = accounts[candidate.id].model_copy(update={"state": "skipped", "reason": reason})
-            continue
-        account = _convert(work, candidate, descriptor, reference, accounts[candidate.id], failed)
-        if account.state == "converted":
-            account = _prove(work, candidate, descriptor, reference, account)
-        accounts[candidate.id] = account
-        work.keep("candidates", [a.model_dump(mode="json") for a in accounts.values()])
+    shared = _Shared()
+    accounts = _convert_all(work, plan, descriptor, reference, ReferenceReport.model_validate(run.report), shared)
     keep = {
         "candidates": [a.model_dump(mode="json") for a in accounts.values()],
         "inputs": {"reference": reference},
@@ -67,13 +56,83 @@ def execute(work: Work) -> Next:
     if any(account.state == "passed" for account in accounts.values()):
         return Next(JobState.MEASURING, keep=keep)
     first = next(iter(accounts.values()))
-    hints = [failure(run).hint for run in failed.values() if failure(run).hint]
+    hints = [failure(run).hint for run in shared.failed.values() if failure(run).hint]
     error = ErrorDocument(
         code="conversion_failed",
         message=f"No candidate could be proven; {first.id}: {first.reason}"[:2000],
         hint=hints[0] if hints else f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
     )
     return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
+
+
+def _convert_all(
+    work: Work,
+    plan: ConversionPlan,
+    descriptor: ModelDescriptor,
+    reference: str,
+    report: ReferenceReport,
+    shared: _Shared,
+) -> dict[str, CandidateAccount]:
+    """Convert and prove every candidate, as many at once as the settings allow; those that cannot win begin last."""
+    accounts = {
+        candidate.id: CandidateAccount(
+            id=candidate.id, format=candidate.format, precision=candidate.precision, state="pending"
+        )
+        for candidate in plan.candidates
+    }
+    bounds = {candidate.id: _why_it_cannot_win(candidate, plan, report, descriptor) for candidate in plan.candidates}
+    began, budget_s = time.monotonic(), work.context.settings.convert_budget_s
+
+    def take_all_the_way(candidate: Candidate) -> CandidateAccount:
+        account, bound = accounts[candidate.id], bounds[candidate.id]
+        if bound is not None and time.monotonic() - began > budget_s:
+            reason = f"Not built: the budget of {budget_s:g} s was spent, and {bound}."
+            return account.model_copy(update={"state": "skipped", "reason": reason})
+        account = _convert(work, candidate, descriptor, reference, account, shared)
+        if account.state == "converted":
+            account = _prove(work, candidate, descriptor, reference, account)
+        return account
+
+    at_once = min(work.context.settings.workers, len(plan.candidates))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="candidate") as pool:
+        try:
+            ordered = sorted(plan.candidates, key=lambda candidate: bounds[candidate.id] is not None)
+            waiting = [pool.submit(take_all_the_way, candidate) for candidate in ordered]
+            for done in as_completed(waiting):
+                account = done.result()
+                accounts[account.id] = account
+                work.keep("candidates", [a.model_dump(mode="json") for a in accounts.values()])
+        except BaseException:
+            # The stage has come to its end: nothing that it began may outlive it.
+            pool.shutdown(wait=False, cancel_futures=True)
+            work.stopping.set()
+            raise
+    return accounts
+
+
+@dataclass
+class _Shared:
+    """What candidates have in common: their first steps, often.
+
+    ``failed`` holds what has failed for this job already, which is not run again for the next candidate; successes come
+    from the step cache. Who wants a step that runs for another waits for it, and does not stand in the machine's line.
+    """
+
+    failed: dict[str, StepRun] = field(default_factory=dict)
+    _running: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def once(self, same: str, run: Callable[[], StepRun]) -> StepRun:
+        """Return what the step named ``same`` gave, running it unless it has failed already."""
+        with self._guard:
+            lock = self._running[same]
+        with lock:
+            if same in self.failed:
+                return self.failed[same]
+            ended = run()
+            if ended.state is not StepRunState.SUCCEEDED:
+                self.failed[same] = ended
+            return ended
 
 
 def _why_it_cannot_win(
@@ -97,24 +156,19 @@ def _convert(
     descriptor: ModelDescriptor,
     reference: str,
     account: CandidateAccount,
-    failed: dict[str, StepRun],
+    shared: _Shared,
 ) -> CandidateAccount:
-    """Run the chain; each step's output model is the next one's input.
-
-    ``failed`` holds what has failed for this job already: candidates share their first steps, and a step that failed
-    for one of them is not run again for the next. Successes come from the step cache.
-    """
+    """Run the chain; each step's output model is the next one's input."""
     model = model_sha256(work)
     ids: list[str] = []
     for step in candidate.steps:
         inputs = {**model_inputs(work), "model": model, "reference": reference}
         for attempt in (step, *step.fallbacks):
             same = f"{model} {attempt.kind} {attempt.toolchain} {sorted(attempt.options.items())}"
-            run = failed.get(same) or _run(work, attempt, inputs, descriptor, candidate.id)
+            run = shared.once(same, partial(_run, work, attempt, inputs, descriptor, candidate.id))
             ids.append(run.id)
             if run.state is StepRunState.SUCCEEDED:
                 break
-            failed[same] = run
             if failure(run).code in _FINAL:
                 break
             log.info("%s: %s failed: %s", candidate.id, attempt.kind, failure(run).message)
