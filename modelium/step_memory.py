@@ -32,7 +32,10 @@ SMALL_FACTOR = 4.5
 STREAMED_FACTOR, STREAMED_BYTES = 2.5, 512 * MIB
 """Converters keep no more than 2.5 times a large model; up to 4.5 times a small one, which is less in all."""
 RUNNING_FACTOR = 2.0
-MEASURE_FACTOR = 1.5
+
+CALIBRATION_BYTES = 1024 * MIB
+"""Activations of the samples that static quantisation keeps: of images they are many times the weights."""
+CALIBRATING = frozenset({"onnx_int8_static", "openvino_int8"})
 
 
 def estimate(
@@ -52,10 +55,9 @@ def estimate(
         return READING_BYTES
     size = sum(model_bytes)
     floor = sum(FLOOR_BYTES.get(name, OTHER_FLOOR_BYTES) for name in {toolchain, *beside})
-    if kind == "measure":
-        return floor + int(MEASURE_FACTOR * size)
     if entry(kind).role == "conversion":
-        export = EXPORT_BYTES if toolchain in ("torch", "tensorflow") else 0
-        return floor + export + int(min(SMALL_FACTOR * size, STREAMED_FACTOR * size + STREAMED_BYTES))
+        more = EXPORT_BYTES if toolchain in ("torch", "tensorflow") else 0
+        more += CALIBRATION_BYTES if kind in CALIBRATING else 0
+        return floor + more + int(min(SMALL_FACTOR * size, STREAMED_FACTOR * size + STREAMED_BYTES))
     ran = (descriptor.memory_bytes or 0) if descriptor is not None and kind == "reference" else 0
     return max(floor + int(RUNNING_FACTOR * size), ran)

@@ -19,6 +19,7 @@ from schemas.account import CandidateAccount, JobAccount
 from schemas.deployment import Deployment, DeploymentState
 from schemas.job import Job, JobState
 from schemas.plan import ORIGINAL, ConversionPlan, Step
+from schemas.step_run import StepRun
 
 __all__ = [
     "LiveBoard",
@@ -27,6 +28,7 @@ __all__ = [
     "doctor_table",
     "jobs_table",
     "plan",
+    "steps_table",
     "summary_table",
 ]
 
@@ -48,6 +50,26 @@ def account(console: Console, account: JobAccount) -> None:
         console.print(_candidates(console, account))
         _dropped(console, account)
     _where(console, account)
+
+
+def steps_table(console: Console, steps: Sequence[StepRun]) -> None:
+    """Print what every step used: seconds, CPU seconds, memory at its peak and what was reserved for it."""
+    if not steps:
+        return
+    table = _table("step", "candidate", "", ">wall", ">CPU", ">peak", ">reserved")
+    for run in steps:
+        usage = run.usage if not run.cached_from else None
+        table.add_row(
+            _safe(run.kind),
+            _safe(run.contender or ""),
+            Text("reused" if run.cached_from else run.state.value, style="dim"),
+            Text(numbers.duration(usage.wall_s) if usage else numbers.NOTHING),
+            Text(numbers.duration(usage.cpu_s) if usage and usage.cpu_s is not None else numbers.NOTHING),
+            Text(numbers.size(usage.peak_memory_bytes) if usage and usage.peak_memory_bytes else numbers.NOTHING),
+            Text(numbers.size(run.reserved_memory_bytes) if run.reserved_memory_bytes else numbers.NOTHING),
+        )
+    console.print()
+    console.print(table)
 
 
 def plan(console: Console, account: JobAccount) -> None:
@@ -207,6 +229,8 @@ def _reason(console: Console, account: JobAccount, told: story.Story) -> None:
     verdict = account.verdict.reason if account.verdict and told.tone in ("good", "calm") else ""
     if verdict or told.reason:
         _paragraph(console, verdict or told.reason)
+    if before := story.measured_before(account):
+        _paragraph(console, before)
     if told.unsteady:
         _paragraph(console, "The machine was not steady while measuring; measure again before relying on the factor.")
     if told.hint:

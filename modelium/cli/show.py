@@ -22,4 +22,5 @@ def command(ctx: click.Context, job: str, as_json: bool) -> int:
         from modelium.cli import display
 
         display.account(console(), account)
+        display.steps_table(console(), account.steps)
     return 0

@@ -151,6 +151,7 @@ def context(account: JobAccount) -> dict[str, object]:
     return {
         "a": account,
         "story": told,
+        "measured_before": story.measured_before(account),
         "contenders": rows,
         "batches": sorted({b for row in rows for b in row.at}),
         "figures": figures.drawn(account, rows, told.batch),

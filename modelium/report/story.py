@@ -136,6 +136,17 @@ def measured(candidate: CandidateAccount | None, batch: int | None) -> Measureme
     return next((m for m in candidate.measurements if m.batch == batch), None)
 
 
+def measured_before(account: JobAccount) -> str:
+    """Return the sentence that says from when a measurement is that an earlier job of the same bytes made, or ''."""
+    for run in account.steps:
+        if run.kind == "measure" and run.cached_from and run.made_at:
+            return (
+                f"Measured on {run.made_at:%Y-%m-%d at %H:%M} UTC, for an earlier job of the same bytes on this "
+                "machine; `modelium retry` measures anew."
+            )
+    return ""
+
+
 def verdict_of(account: JobAccount, contender: str) -> ContenderVerdict | None:
     """Return what the verdict says of ``contender``."""
     contenders = account.verdict.contenders if account.verdict else ()

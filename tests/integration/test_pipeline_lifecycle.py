@@ -152,7 +152,10 @@ def test_two_equal_drops_make_two_jobs_and_one_conversion(tmp_path: Path, networ
     for kind in ("analyze", "probe", "reference", "torchscript_onnx", "onnx_optimize"):
         executed = {s["id"] for s in steps if s["kind"] == kind and not s["cached_from"]}
         assert len(executed) == 1, kind
-    assert len([s for s in steps if s["kind"] == "measure" and not s["cached_from"]]) == 2
+    # A measurement that a busy machine disturbed is made again: once or twice, never none.
+    measured = [s for s in steps if s["kind"] == "measure"]
+    assert len(measured) == 2 and any(not s["cached_from"] for s in measured)
+    assert all(s["made_at"] for s in measured if s["cached_from"])
     assert {d["name"] for d in shown(home, "deployments")["deployments"]} == {"one", "two"}
 
 
