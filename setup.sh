@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
-extras=torch,sklearn,examples
+extras=torch,sklearn,docker,examples
 [ "${1:-}" = dev ] && extras=$extras,dev
 
 fail() { echo "setup: $1" >&2; exit 1; }

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from executor.cgroup import Cgroup
-from executor.probing import probe
-from executor.sandbox import NO_OBSERVERS, OUT, PROGRESS_VARIABLE, SANDBOX_UID, Command, Ending, Observers
+from executor.inside import (
+    MERGED,
+    OPEN_FILES,
+    PASSWD,
+    ROOT,
+    SYSTEM,
+    cpu_seconds,
+    environment,
+    packages,
+    shm_bytes,
+    tmp_bytes,
+)
+from executor.probing import LIMITS, Bounds, probe
+from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Observers
 from executor.seccomp import program
 from executor.supervise import Pipes, supervise
 from executor.toolchain import installation
 from schemas.step_io import STEP_FILE
 from schemas.step_run import Isolation, Limits
 
-ROOT = Path("/step")
-PACKAGES = Path("/opt/modelium")
-"""Where the packages that a step needs are seen, wherever they are installed on the host."""
-_OUR_PACKAGES = ("schemas", "executor", "analyzer", "converters")
-
-_SYSTEM = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"), Path("/sys/devices/system/cpu"))
-"""Beside /usr: the loader's cache, what Debian's links go through (BLAS), and the processor's topology."""
-
 # Joins the groups named by the first arguments, then becomes the rest. A shell does it because code between fork
 # and exec of a threaded Python process is not safe, and the group must be joined before the first byte runs.
 _JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo $$ > "$1" || exit 125; shift; n=$((n - 1)); done; exec "$@"'
 
-_PASSWD = f"root:x:0:0::/:/bin/false\nsandbox:x:{SANDBOX_UID}:{SANDBOX_UID}::/tmp:/bin/false\n".encode()
-_TMP_SHARE = 4
-_SHM_BYTES = 64 << 20
-_OPEN_FILES = 4096
 _ADDRESS_SLACK_BYTES = 8 << 30
 """Torch and its threads reserve far more addresses than they use."""
 
@@ -56,13 +55,21 @@ class BwrapSandbox:
         """Return the path below the workspace that the input is mounted at."""
         return f"in/{name}"
 
+    def carried(self, toolchain: str) -> None:
+        """Return None: programs use the host's toolchains."""
+
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced; probed once per process, whatever the limits."""
         return self._probed
 
     @functools.cached_property
     def _probed(self) -> Isolation:
-        return probe(self, Path(sys.executable))
+        group = Cgroup.create(LIMITS)
+        try:
+            bounds = Bounds(group.label("memory"), group.label("pids"), group.label("cpu"))
+        finally:
+            group.remove()
+        return probe(self, Path(sys.executable), bounds)
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol."""
@@ -77,7 +84,7 @@ class BwrapSandbox:
                 *("/bin/sh", "-c", _JOIN, "sh", str(len(cgroup.entrances)), *map(str, cgroup.entrances)),
                 *(self._executable, *self._namespaces(), *self._mounts(command), *_environment(command, pipes)),
                 *("--seccomp", str(pipes.data(program())), "--info-fd", str(pipes.info[1])),
-                *("--ro-bind-data", str(pipes.data(_PASSWD)), "/etc/passwd", "--remount-ro", "/"),
+                *("--ro-bind-data", str(pipes.data(PASSWD)), "/etc/passwd", "--remount-ro", "/"),
                 *("--chdir", str(ROOT), "--", *self._rlimits(command.limits, cgroup), *self._become(), *command.argv),
             ]
             return supervise(argv, pipes, cgroup=cgroup, out=out, limits=command.limits, observers=observers)
@@ -106,10 +113,10 @@ class BwrapSandbox:
         )
 
     def _mounts(self, command: Command) -> Iterator[str]:
-        tmp_bytes = command.limits.memory_bytes // _TMP_SHARE
-        yield from ("--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp")
+        limits = command.limits
+        yield from ("--perms", "1777", "--size", str(tmp_bytes(limits)), "--tmpfs", "/tmp")
         yield from ("--ro-bind", "/usr", "/usr")
-        for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        for name in MERGED:
             place = Path("/", name)
             if place.is_symlink():
                 yield from ("--symlink", str(place.readlink()), str(place))
@@ -119,15 +126,14 @@ class BwrapSandbox:
         # Without root, process 1 has the uid of the model and none of its limits: whoever writes into its memory
         # becomes it.
         yield from ("--perms", "0555", "--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
-        yield from ("--perms", "1777", "--size", str(min(_SHM_BYTES, tmp_bytes)), "--tmpfs", "/dev/shm")
+        yield from ("--perms", "1777", "--size", str(shm_bytes(limits)), "--tmpfs", "/dev/shm")
         yield from ("--remount-ro", "/dev")
-        binds = [("--ro-bind-try", path, path) for path in _SYSTEM]
+        binds = [("--ro-bind-try", path, path) for path in SYSTEM]
         shown = (installation(python).prefixes for python in (command.interpreter, *command.beside))
         for prefix in dict.fromkeys(itertools.chain.from_iterable(shown)):
             if not prefix.is_relative_to("/usr"):
                 binds.append(("--ro-bind", prefix, prefix))
-        ours = Path(__file__).parent.parent
-        binds += [("--ro-bind", ours / package, PACKAGES / package) for package in _OUR_PACKAGES]
+        binds += [("--ro-bind", package, place) for package, place in packages()]
         binds.append(("--ro-bind-try", command.workspace / STEP_FILE, ROOT / STEP_FILE))
         binds += [("--ro-bind", source, ROOT / "in" / name) for name, source in command.inputs.items()]
         binds.append(("--bind", command.workspace / OUT, ROOT / OUT))
@@ -142,9 +148,8 @@ class BwrapSandbox:
         # Root's sandboxes share one uid, and with it the count of RLIMIT_NPROC: where a group bounds processes, this
         # one is only a second fence. CPU seconds end what might outlive a killed owner.
         processes = limits.processes * 16 if self._as_root and cgroup.label("pids") else limits.processes
-        cpu_s = math.ceil(limits.timeout_s * max(limits.cpus, 1)) * 2 + 10
-        yield from ("/usr/bin/prlimit", "--core=0", f"--nofile={_OPEN_FILES}", f"--fsize={limits.workspace_bytes}")
-        yield from (f"--nproc={processes}", f"--cpu={cpu_s}")
+        yield from ("/usr/bin/prlimit", "--core=0", f"--nofile={OPEN_FILES}", f"--fsize={limits.workspace_bytes}")
+        yield from (f"--nproc={processes}", f"--cpu={cpu_seconds(limits)}")
         if not cgroup.label("memory"):
             yield f"--as={limits.memory_bytes + _ADDRESS_SLACK_BYTES}"
         yield "--"
@@ -158,17 +163,5 @@ def _is_mapped(kind: str) -> bool:
 
 
 def _environment(command: Command, pipes: Pipes) -> Iterator[str]:
-    variables = {
-        "HOME": "/tmp",
-        "LANG": "C.UTF-8",
-        "LOGNAME": "sandbox",
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(PACKAGES),
-        "TMPDIR": "/tmp",
-        "TZ": "UTC",
-        "USER": "sandbox",
-        PROGRESS_VARIABLE: str(pipes.progress[1]),
-        **command.environment,
-    }
-    for name, value in variables.items():
+    for name, value in environment(command, pipes.progress[1]).items():
         yield from ("--setenv", name, value)

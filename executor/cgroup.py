@@ -52,6 +52,19 @@ class Cgroup:
                         break
         return group
 
+    @classmethod
+    def of(cls, pid: int, name: str) -> Cgroup:
+        """Return the group that someone else made for process ``pid``, without a controller where it can't be seen.
+
+        The group's folder has to hold ``name``: a pid that another machine or namespace told is someone else's here.
+        """
+        group = cls("", {})
+        for controller, hierarchy in _hierarchies_of(str(pid)).items():
+            if name in hierarchy.parent.name:
+                group.name = hierarchy.parent.name
+                group.hierarchies[controller] = Hierarchy(hierarchy.version, hierarchy.parent.parent)
+        return group
+
     @property
     def entrances(self) -> list[Path]:
         """The files that a process writes its pid to, to join."""
@@ -80,13 +93,19 @@ class Cgroup:
         used_us = self._counter("cpu", {1: "cpu.stat", 2: "cpu.stat"}, "usage_usec")
         return None if used_us is None else used_us / 1e6
 
-    def kill(self) -> None:
-        """Kill whatever is still in the group."""
+    def pids(self) -> set[int]:
+        """The processes in the group."""
+        found: set[int] = set()
         for entrance in self.entrances:
             with contextlib.suppress(OSError):
-                for pid in entrance.read_text().split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
+                found.update(map(int, entrance.read_text().split()))
+        return found
+
+    def kill(self) -> None:
+        """Kill whatever is still in the group."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def remove(self, patience_s: float = 5.0) -> None:
         """Kill what is left and remove the group; a dying process keeps it busy for some milliseconds."""
@@ -174,10 +193,24 @@ def _bounds(controller: Controller, version: int, limits: Limits) -> list[tuple[
 
 def _hierarchies() -> dict[Controller, Hierarchy]:
     """Where this process's own groups are, so that what bounds this process bounds its sandboxes too."""
+    found = _hierarchies_of("self")
+    for controller, place in list(found.items()):
+        if place.version == 2:
+            parent = _parent_with(controller, place.parent)
+            if parent is None:
+                del found[controller]
+            else:
+                found[controller] = Hierarchy(2, parent)
+    return {controller: place for controller, place in found.items() if os.access(place.parent, os.W_OK | os.X_OK)}
+
+
+def _hierarchies_of(process: str) -> dict[Controller, Hierarchy]:
+    """Return the group that ``process`` is in, for each controller."""
     own: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        own.update(dict.fromkeys(controllers.split(","), path))
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own.update(dict.fromkeys(controllers.split(","), path))
     found: dict[Controller, Hierarchy] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -189,13 +222,10 @@ def _hierarchies() -> dict[Controller, Hierarchy]:
                 if controller in options.split(","):
                     found[controller] = Hierarchy(1, _own_folder(Path(mount), root, own.get(controller, "/")))
         elif kind == "cgroup2" and "" in own:
-            folder = _own_folder(Path(mount), root, own[""])
             wanted: tuple[Controller, ...] = ("memory", "pids", "cpu")
             for controller in wanted:
-                parent = _parent_with(controller, folder)
-                if parent is not None:
-                    found.setdefault(controller, Hierarchy(2, parent))
-    return {controller: place for controller, place in found.items() if os.access(place.parent, os.W_OK | os.X_OK)}
+                found.setdefault(controller, Hierarchy(2, _own_folder(Path(mount), root, own[""])))
+    return found
 
 
 def _own_folder(mount: Path, root: str, path: str) -> Path:

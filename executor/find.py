@@ -1,12 +1,15 @@
-"""Finds the best sandbox that really works here."""
+"""Finds the best sandbox that really works here, or the one that was asked for."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.kubernetes_cluster import Cluster
@@ -20,16 +23,41 @@ from schemas.step_run import Limits
 
 log = logging.getLogger(__name__)
 _INSTALL = "Run as root: apt-get install -y bubblewrap libseccomp2 util-linux"
+REQUIRED = ("own_user", "no_network", "read_only_root", "own_pids", "seccomp")
+"""Fields of Isolation that every sandbox has to hold, unless who asks for one says otherwise."""
 
 
-def find_sandbox(allow_none: bool = False) -> Sandbox:
-    """Return a sandbox that was seen to isolate; probed once per process.
+@dataclass(frozen=True)
+class DockerOptions:
+    """Which engine, image and runtime the Docker sandbox uses; empty: the engine's usual socket, this machine's
+    toolchains in a bare image, the engine's own runtime."""
+
+    host: str = ""
+    image: str = ""
+    runtime: str = ""
+
+
+def find_sandbox(
+    allow_none: bool = False,
+    *,
+    backend: Literal["auto", "bubblewrap", "docker"] = "auto",
+    docker: DockerOptions = DockerOptions(),
+    required: Iterable[str] = REQUIRED,
+) -> Sandbox:
+    """Return a sandbox that was seen to isolate; probed once per process. ``auto`` is bubblewrap.
 
     Raises SandboxUnavailable with what to do, unless ``allow_none``: then a sandbox that isolates nothing is better
     than none, and every run says so.
     """
     try:
-        return _bubblewrap()
+        sandbox = _docker(docker) if backend == "docker" else _bubblewrap()
+        lacking = sandbox.isolation(Limits()).lacking(required)
+        if lacking:
+            raise SandboxUnavailable(
+                f"The {sandbox.name} sandbox runs here but does not enforce: {', '.join(lacking)}.",
+                hint=_MENDING[sandbox.name],
+            )
+        return sandbox
     except SandboxUnavailable as error:
         if allow_none:
             log.warning("steps run WITHOUT any isolation, as the settings allow: %s", error.args[0])
@@ -37,8 +65,23 @@ def find_sandbox(allow_none: bool = False) -> Sandbox:
         raise
 
 
+_MENDING = {
+    "bubblewrap": "Check its version (0.8 or newer) and, in a container, the container's own security profile.",
+    "docker": "Check the engine (20.10 or newer) and its runtime; MODELIUM_REQUIRE_ISOLATION says what is needed.",
+}
+
+
 @functools.cache
-def _bubblewrap() -> BwrapSandbox:
+def _docker(options: DockerOptions) -> Sandbox:
+    from executor.docker_sandbox import DockerSandbox
+
+    sandbox = DockerSandbox(options.host, options.image, options.runtime)
+    sandbox.isolation(Limits())
+    return sandbox
+
+
+@functools.cache
+def _bubblewrap() -> Sandbox:
     executable = shutil.which("bwrap")
     if executable is None:
         raise SandboxUnavailable(
@@ -54,19 +97,12 @@ def _bubblewrap() -> BwrapSandbox:
     except (RuntimeError, OSError) as error:
         raise SandboxUnavailable(f"No system call filter can be made ({error}).", hint=_INSTALL) from error
     sandbox = BwrapSandbox(executable)
-    isolation = sandbox.isolation(Limits())
-    required = ("own_user", "no_network", "read_only_root", "own_pids", "seccomp")
-    lacking = [name for name in required if not getattr(isolation, name)]
-    if lacking:
-        raise SandboxUnavailable(
-            f"Bubblewrap runs here but does not enforce: {', '.join(lacking)}.",
-            hint="Check its version (0.8 or newer) and, in a container, the container's own security profile.",
-        )
+    sandbox.isolation(Limits())
     return sandbox
 
 
 @functools.cache
-def find_kubernetes(placement: Placement, workspaces: Path) -> KubernetesSandbox:
+def find_kubernetes(placement: Placement, workspaces: Path, required: tuple[str, ...] = REQUIRED) -> KubernetesSandbox:
     """Return the sandbox of a cluster's namespace that was seen to isolate; probed once per process.
 
     Raises SandboxUnavailable with what to do. There is nothing to fall back to: who chose a cluster has no other.
@@ -75,10 +111,7 @@ def find_kubernetes(placement: Placement, workspaces: Path) -> KubernetesSandbox
     sandbox.check()
     sandbox.sweep()
     isolation = sandbox.isolation(Limits())
-    # A runtime class brings a kernel of its own, which need not know what seccomp is.
-    seccomp = () if placement.runtime_class else ("seccomp",)
-    required = ("own_user", "no_network", "read_only_root", "own_pids", *seccomp)
-    lacking = [name for name in required if not getattr(isolation, name)]
+    lacking = isolation.lacking(required)
     lacking += ["memory"] if isolation.memory == "none" else []
     if lacking:
         raise SandboxUnavailable(

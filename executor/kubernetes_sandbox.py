@@ -40,6 +40,9 @@ class KubernetesSandbox:
         """Return the path below the workspace that the input is mounted at."""
         return f"in/{name}"
 
+    def carried(self, toolchain: str) -> None:
+        """Return None: the image has each interpreter at the path that it has here."""
+
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced; probed once per process, whatever the limits."""
         return self._probed
@@ -48,7 +51,10 @@ class KubernetesSandbox:
     def _probed(self) -> Isolation:
         from executor.kubernetes_probing import probe
 
-        return probe(self, Path(sys.executable), self._workspaces, self._cluster.address)
+        isolation = probe(self, Path(sys.executable), self._workspaces, self._cluster.address)
+        return isolation.model_copy(
+            update={"image": self._placement.image, "runtime": self._placement.runtime_class or isolation.runtime}
+        )
 
     def check(self) -> None:
         """Raise SandboxUnavailable unless the namespace and this process are as steps need them."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executor.cgroup import Cgroup
 from executor.sandbox import SANDBOX_UID, Command, Sandbox
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
-_LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
-_TIGHT = _LIMITS.model_copy(update={"memory_bytes": 64 << 20})
+LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
+_TIGHT = LIMITS.model_copy(update={"memory_bytes": 64 << 20})
 
 # Tries what must fail. Nothing here harms a host on which it succeeds.
 _LOOK = f"""
 import ctypes, json, os
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+def rights(pid):
+    kept = ("Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+    told = dict(line.split(":", 1) for line in open(f"/proc/{{pid}}/status"))
+    return [told.get(name) for name in kept], open(f"/proc/{{pid}}/limits").read()
 def writable(path):
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -27,38 +31,45 @@ def writable(path):
     os.unlink(path)
     return True
 libc = ctypes.CDLL(None, use_errno=True)
+others = [n for n in os.listdir("/proc") if n.isdigit() and int(n) != os.getpid()]
 seen = {{
     "own_user": os.getuid() == {SANDBOX_UID} and int(status["CapEff"], 16) == 0,
     "no_network": [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] == ["lo"],
     "read_only_root": not any(map(writable, ("/.probe", "/usr/.probe", "/etc/.probe", "/dev/.probe", "/step/.probe"))),
-    "own_pids": os.getpid() == 2 and [n for n in os.listdir("/proc") if n.isdigit()] == ["1", "2"]
-    and not os.listdir("/proc/1"),
+    # Beside itself it sees what starts it: hidden, or without any right that it lacks.
+    "own_pids": len(others) < 3 and all(not os.listdir(f"/proc/{{n}}") or rights(n) == rights("self") for n in others),
     "seccomp": status["Seccomp"].strip() == "2" and libc.ptrace(0, 0, 0, 0) == -1,
 }}
 children = 0
 try:
-    while children < {_LIMITS.processes * 2}:
+    while children < {LIMITS.processes * 2}:
         if os.fork() == 0:
             import signal
             signal.pause()
         children += 1
 except OSError:
     pass
-seen["processes"] = children < {_LIMITS.processes * 2}
+seen["processes"] = children < {LIMITS.processes * 2}
 print(json.dumps(seen), flush=True)
 os._exit(0)
 """
 _HOG = "x = b'x' * (256 << 20)"
 
 
-def probe(sandbox: Sandbox, interpreter: Path) -> Isolation:
+@dataclass(frozen=True)
+class Bounds:
+    """What is said to bound a sandbox: cgroup-v1, cgroup-v2, or None where no group does."""
+
+    memory: str | None
+    processes: str | None
+    cpu: str | None
+    notes: tuple[str, ...] = ()
+
+
+def probe(sandbox: Sandbox, interpreter: Path, bounds: Bounds) -> Isolation:
     """Run the probes and return what held. Raises SandboxUnavailable when the sandbox does not start."""
-    seen, group = _look(sandbox, interpreter), Cgroup.create(_LIMITS)
-    try:
-        memory, pids, cpu = (group.label(controller) for controller in ("memory", "pids", "cpu"))
-    finally:
-        group.remove()
-    notes = []
+    seen, memory = _look(sandbox, interpreter), bounds.memory
+    notes = list(bounds.notes)
     if memory and not _memory_is_bounded(sandbox, interpreter):
         memory = None
         notes.append("The memory cgroup did not stop a program that took more than its limit.")
@@ -72,8 +83,8 @@ def probe(sandbox: Sandbox, interpreter: Path) -> Isolation:
         own_pids=seen["own_pids"],
         seccomp=seen["seccomp"],
         memory=memory or "rlimit",
-        processes=(pids or "rlimit") if seen["processes"] else "none",
-        cpu=cpu or "rlimit",
+        processes=(bounds.processes or "rlimit") if seen["processes"] else "none",
+        cpu=bounds.cpu or "rlimit",
         notes=tuple(notes),
     )
 
@@ -82,7 +93,7 @@ def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
         argv = (str(interpreter), "-I", "-S", "-c", _LOOK)
         try:
-            ending = sandbox.execute(Command(argv, Path(folder), interpreter, _LIMITS))
+            ending = sandbox.execute(Command(argv, Path(folder), interpreter, LIMITS))
         except OSError as error:
             raise SandboxUnavailable(
                 f"The {sandbox.name} sandbox can't be set up here: {error.strerror} ({error.filename}).",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from executor.toolchain import Installation
 from schemas.errors import ModeliumError
 from schemas.step_run import Isolation, Limits
 
@@ -73,6 +74,9 @@ class Sandbox(Protocol):
 
     def place(self, name: str, source: Path) -> str:
         """Return where programs inside see the input ``name``: below the workspace, or absolute."""
+
+    def carried(self, toolchain: str) -> tuple[Path, Installation] | None:
+        """Return the interpreter that the sandbox itself has for ``toolchain``, where it does not show the host's."""
 
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced under ``limits``, found out by running it once in this process."""

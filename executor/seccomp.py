@@ -1,10 +1,13 @@
-"""The seccomp filter of a sandbox: an allowlist of system calls, as a BPF program."""
+"""The seccomp filter of a sandbox: an allowlist of system calls, as a BPF program and as Docker's profile."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 # What CPython, glibc, OpenMP runtimes, torch, onnxruntime and multiprocessing call while they compute, read their
 # inputs and write their output. Left out on purpose, and so refused: ptrace, process_vm_*, kcmp, pidfd_getfd, mount
@@ -51,6 +54,31 @@ _PRCTLS = (1, 2, 3, 7, 8, 15, 16, 23, 24, 27, 28, 29, 30, 38, 39, 41, 42, 47, 0x
 _NEWER_THAN_THIS_LIST = range(450, 512)
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """One call: allowed, if its argument ``index``, masked, is ``value``; or refused with ``errno``."""
+
+    call: str
+    index: int | None = None
+    value: int = 0
+    mask: int | None = None
+    errno: int | None = None
+
+
+def _rules() -> Iterator[_Rule]:
+    for name in _ALLOWED.split():
+        yield _Rule(name)
+    yield _Rule("clone", 0, 0, mask=_NEW_NAMESPACES)
+    # Its flags are in memory, where a filter cannot look: glibc falls back to clone.
+    yield _Rule("clone3", errno=errno.ENOSYS)
+    for call in ("socket", "socketpair"):
+        yield _Rule(call, 0, _AF_UNIX)
+    for request in _IOCTLS:
+        yield _Rule("ioctl", 1, request)
+    for option in _PRCTLS:
+        yield _Rule("prctl", 0, option)
+
+
 @functools.cache
 def program() -> bytes:
     """Return the filter as a BPF program for ``bwrap --seccomp``; everything not allowed fails with EPERM.
@@ -60,26 +88,44 @@ def program() -> bytes:
     """
     import pyseccomp as seccomp  # looks the C library up, which costs 50 ms: only who starts a sandbox pays
 
-    rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
-    for name in _ALLOWED.split():
-        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
-        if number >= 0:  # negative: this architecture or libseccomp has no such call
-            rules.add_rule(seccomp.ALLOW, number)
-    rules.add_rule(seccomp.ALLOW, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, _NEW_NAMESPACES, 0))
-    # Its flags are in memory, where a filter cannot look: glibc falls back to clone.
-    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    for call in ("socket", "socketpair"):
-        rules.add_rule(seccomp.ALLOW, call, seccomp.Arg(0, seccomp.EQ, _AF_UNIX))
-    for request in _IOCTLS:
-        rules.add_rule(seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.EQ, request))
-    for option in _PRCTLS:
-        rules.add_rule(seccomp.ALLOW, "prctl", seccomp.Arg(0, seccomp.EQ, option))
+    filter_ = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
+    for rule in _rules():
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, rule.call)
+        if number < 0:  # this architecture or libseccomp has no such call
+            continue
+        action = seccomp.ALLOW if rule.errno is None else seccomp.ERRNO(rule.errno)
+        if rule.index is None:
+            filter_.add_rule(action, number)
+        elif rule.mask is None:
+            filter_.add_rule(action, number, seccomp.Arg(rule.index, seccomp.EQ, rule.value))
+        else:
+            filter_.add_rule(action, number, seccomp.Arg(rule.index, seccomp.MASKED_EQ, rule.mask, rule.value))
     for number in _NEWER_THAN_THIS_LIST:
-        rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
+        filter_.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
     descriptor = os.memfd_create("seccomp")
     try:
         with os.fdopen(os.dup(descriptor), "wb") as sink:
-            rules.export_bpf(sink)
+            filter_.export_bpf(sink)
         return os.pread(descriptor, 1 << 20, 0)
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def docker_profile() -> str:
+    """Return the same filter as the JSON of a Docker seccomp profile.
+
+    What is newer than the list is answered with ENOSYS by runc itself (1.0.0 and newer). Without a list of
+    architectures a profile is for the native one, and calls of another kill the process.
+    """
+    syscalls = []
+    for rule in _rules():
+        entry: dict[str, object] = {"names": [rule.call], "action": "SCMP_ACT_ALLOW"}
+        if rule.errno is not None:
+            entry |= {"action": "SCMP_ACT_ERRNO", "errnoRet": rule.errno}
+        if rule.index is not None:
+            value = (rule.value, 0) if rule.mask is None else (rule.mask, rule.value)
+            comparison = "SCMP_CMP_EQ" if rule.mask is None else "SCMP_CMP_MASKED_EQ"
+            entry["args"] = [{"index": rule.index, "value": value[0], "valueTwo": value[1], "op": comparison}]
+        syscalls.append(entry)
+    return json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": syscalls})

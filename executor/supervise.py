@@ -17,12 +17,11 @@ from pathlib import Path
 
 from executor.cgroup import Cgroup
 from executor.sandbox import Ending, Observers
+from executor.stops import ASK_EVERY_S, TICK_S, cancelled, out_of_memory, out_of_time
 from executor.watch import Log, Progress, WorkspaceWatch
-from schemas.errors import Cancelled, LimitExceeded, ModeliumError
+from schemas.errors import LimitExceeded, ModeliumError
 from schemas.step_run import Limits
 
-_TICK_S = 0.05
-_ASK_EVERY_S = 0.25
 _READ_BYTES = 1 << 16
 _READS_A_TICK = 64
 _GRACE_S = 2.0
@@ -106,7 +105,7 @@ def supervise(
             usage_cpu_s = run.end()
     log = run.drain()
     if cgroup.oom_kills():
-        error = _out_of_memory(limits, run.peak_memory_bytes)
+        error = out_of_memory(limits, run.peak_memory_bytes)
     return Ending(
         exit_code=run.exit_code,
         error=error,
@@ -152,7 +151,7 @@ class _Running:
             sample_at = 0.0
             while True:
                 now = time.monotonic()
-                events = selector.select(max(0.0, min(_TICK_S, deadline - now)))
+                events = selector.select(max(0.0, min(TICK_S, deadline - now)))
                 for key, _ in events:
                     if key.fd == self._ended:
                         return self._watch.scan()
@@ -161,18 +160,13 @@ class _Running:
                 self._progress.flush()
                 now = time.monotonic()
                 if now >= deadline:
-                    return LimitExceeded(
-                        f"The step took longer than {self._limits.timeout_s:g} s.",
-                        hint="Raise step_timeout_s (MODELIUM_STEP_TIMEOUT_S), or use a smaller model.",
-                        limit=self._limits.timeout_s,
-                        actual=round(now - began, 3),
-                    )
+                    return out_of_time(self._limits, now - began)
                 if now >= ask_at:
-                    ask_at = now + _ASK_EVERY_S
+                    ask_at = now + ASK_EVERY_S
                     if self._should_stop is not None and self._should_stop():
-                        return Cancelled("The job was cancelled while this step ran.")
+                        return cancelled()
                 if now >= sample_at:
-                    sample_at = now + _TICK_S
+                    sample_at = now + TICK_S
                     if (error := self._watch.check() or self._sample()) is not None:
                         return error
 
@@ -256,7 +250,7 @@ class _Running:
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
         # One process killed for want of memory spoils the step, whatever the others still wait for.
         if used > self._limits.memory_bytes or self._cgroup.oom_kills():
-            return _out_of_memory(self._limits, used)
+            return out_of_memory(self._limits, used)
         return None
 
     def _pids(self) -> Iterator[int]:
@@ -289,15 +283,6 @@ def _adopting() -> Iterator[None]:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _out_of_memory(limits: Limits, seen_bytes: int) -> ModeliumError:
-    return LimitExceeded(
-        f"The step needed more than the {limits.memory_bytes >> 20} MiB of memory it was given.",
-        hint="Raise step_memory_bytes (MODELIUM_STEP_MEMORY_BYTES), or use a smaller model.",
-        limit=limits.memory_bytes,
-        actual=max(seen_bytes, limits.memory_bytes),
-    )
 
 
 def _children() -> list[int]:

@@ -42,7 +42,7 @@ DEFAULT = frozenset({"onnx", "torch", "sklearn"})
 """Those that the ordinary set-up installs beside the control plane; the others have environments of their own."""
 
 _PROBE_TIMEOUT_S = 60
-_PROBE = """
+PROBE = """
 import importlib.metadata as metadata, json, sys
 versions = {"python": sys.version.split()[0]}
 for name in sys.argv[1:]:
@@ -56,14 +56,6 @@ json.dump({"versions": versions, "prefixes": prefixes, "path": sys.path}, sys.st
 
 
 @dataclass(frozen=True)
-class Toolchain:
-    """A named set of libraries and the interpreter that has them."""
-
-    name: str
-    interpreter: Path = field(default_factory=lambda: Path(sys.executable))
-
-
-@dataclass(frozen=True)
 class Installation:
     """What an interpreter is: its versions, and the folders it and its libraries are installed in."""
 
@@ -71,12 +63,24 @@ class Installation:
     prefixes: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class Toolchain:
+    """A named set of libraries and the interpreter that has them.
+
+    ``carried`` is what is installed there when the interpreter is not on this machine but in the sandbox's image.
+    """
+
+    name: str
+    interpreter: Path = field(default_factory=lambda: Path(sys.executable))
+    carried: Installation | None = field(default=None, compare=False)
+
+
 def versions(toolchain: Toolchain) -> dict[str, str]:
     """Return the installed versions by distribution name, 'python' among them; asked once per process.
 
     Raises ToolchainMissing when the interpreter does not run.
     """
-    return dict(installation(toolchain.interpreter).versions)
+    return dict((toolchain.carried or installation(toolchain.interpreter)).versions)
 
 
 def missing(toolchain: Toolchain) -> str | None:
@@ -123,7 +127,7 @@ def installation(interpreter: Path) -> Installation:
     """Say what ``interpreter`` is; it is asked once. Raises ToolchainMissing when it does not run."""
     kept = None
     if _folder is not None:
-        name = hashlib.sha256(f"{interpreter}\0{_PROBE}\0{NEEDED}".encode()).hexdigest()
+        name = hashlib.sha256(f"{interpreter}\0{PROBE}\0{NEEDED}".encode()).hexdigest()
         kept = _folder / f"interpreter-{name[:16]}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads(kept.read_text())
@@ -160,7 +164,7 @@ def _ask(interpreter: Path) -> dict[str, Any]:
     libraries = sorted({name for names in NEEDED.values() for name in names})
     try:
         done = subprocess.run(
-            [interpreter, "-P", "-s", "-c", _PROBE, *libraries],
+            [interpreter, "-P", "-s", "-c", PROBE, *libraries],
             capture_output=True,
             check=True,
             timeout=_PROBE_TIMEOUT_S,

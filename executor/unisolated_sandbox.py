@@ -27,6 +27,9 @@ class UnisolatedSandbox:
         """Return the input's own path: there is nothing that could show it elsewhere but a link."""
         return str(source.absolute())
 
+    def carried(self, toolchain: str) -> None:
+        """Return None: programs use the host's toolchains."""
+
     def isolation(self, limits: Limits) -> Isolation:
         """Return that there is none."""
         return Isolation(

@@ -48,13 +48,22 @@ class Context:
     @cached_property
     def sandbox(self) -> Sandbox:
         """The best sandbox of this machine, or the cluster's. Raises SandboxUnavailable."""
-        if self.settings.sandbox == "kubernetes":
+        backend = self.settings.sandbox
+        if backend == "kubernetes":
             from executor.find import find_kubernetes
 
-            return find_kubernetes(self.settings.placement(), self.home.workspaces)
+            least = tuple(sorted(self.settings.require_isolation.least))
+            return find_kubernetes(self.settings.placement(), self.home.workspaces, least)
         from executor import find_sandbox
+        from executor.find import DockerOptions
 
-        return find_sandbox(allow_none=self.settings.allow_no_isolation)
+        chosen = self.settings
+        return find_sandbox(
+            allow_none=chosen.allow_no_isolation,
+            backend=backend,
+            docker=DockerOptions(chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime),
+            required=chosen.require_isolation.least,
+        )
 
     @cached_property
     def trust(self) -> str:
@@ -82,9 +91,12 @@ class Context:
         return Installed(self)
 
     def toolchain(self, name: str) -> Toolchain:
-        """Return the toolchain of that name as the settings map it."""
+        """Return the toolchain of that name: in the sandbox's image, or as the settings map it."""
         from executor.toolchain import Toolchain, remember_in
 
+        if self.settings.sandbox_image and (carried := self.sandbox.carried(name)) is not None:
+            interpreter, installed = carried
+            return Toolchain(name, interpreter, installed)
         remember_in(runtime_root())
         return Toolchain(name=name, interpreter=self.settings.interpreter(name))
 

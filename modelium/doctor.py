@@ -85,6 +85,8 @@ def _isolation(context: Context) -> Check:
         *(["own user"] if found.own_user else []),
         *(["own processes"] if found.own_pids else []),
         *(["seccomp"] if found.seccomp else []),
+        *([f"run by {found.runtime}"] if found.runtime else []),
+        *([f"image {found.image}"] if found.image else []),
     ]
     whole = all((found.no_network, found.read_only_root, found.own_user, found.own_pids, found.seccomp))
     notes = " ".join(found.notes)

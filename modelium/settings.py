@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from modelium.isolation_policy import IsolationPolicy
 from schemas.errors import UsageError
 from schemas.step_run import Limits
 from schemas.target import TargetProfile
@@ -65,17 +66,27 @@ class Settings(BaseSettings):
         description="What models are for unless a sidecar or a command says otherwise, as JSON: "
         '{"runtime": "triton", "precisions": ["fp32", "int8"]}',
     )
-    allow_no_isolation: bool = Field(
-        default=False, description="Run steps without any sandbox when none can be had; never on files you did not make"
+    sandbox: Literal["auto", "bubblewrap", "docker", "kubernetes"] = Field(
+        default="auto", description="What steps run in: bubblewrap, docker, kubernetes; auto is bubblewrap"
     )
-    sandbox: Literal["auto", "bubblewrap", "kubernetes"] = Field(
-        default="auto", description="What steps run in; auto: the best that this machine has"
+    docker_host: str = Field(
+        default="unix:///var/run/docker.sock", description="Socket of the Docker engine, which must be on this machine"
     )
     sandbox_image: str = Field(
-        default="", description="Image of step sandboxes, by digest; it has each interpreter at the path it has here"
+        default="",
+        description="Image of step sandboxes. Docker: by name or id, as `make image` builds it; empty: a bare one that "
+        "shows this machine's toolchains. Kubernetes: by digest, with each interpreter at the path it has here",
     )
     sandbox_runtime: str = Field(
         default="", description="Container runtime, or runtime class in Kubernetes (gVisor, Kata); empty: the default"
+    )
+    require_isolation: IsolationPolicy = Field(
+        default=IsolationPolicy(),
+        description="What `modelium doctor` must show before a model's own code, a pickle or plain weights are opened, "
+        'as JSON: {"own_code": ["own_user", "no_network", "read_only_root", "own_pids", "seccomp", "memory"]}',
+    )
+    allow_no_isolation: bool = Field(
+        default=False, description="Run steps without any sandbox when none can be had; never on files you did not make"
     )
     kubernetes_workspace_claim: str = Field(
         default="",

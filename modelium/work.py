@@ -138,7 +138,10 @@ class Work:
         with machine_lease.locked(context.home.runtime / f"step-{key[:3]}.lock", should_stop=self.stopping.is_set):
             if reuse and (reused := self._reuse(key, run, reusable)) is not None:
                 return reused
-            real = context.sandbox.isolation(bounds).backend
+            isolation = context.sandbox.isolation(bounds)
+            described = descriptor or (self.descriptor() if self.document("descriptor") else None)
+            settings.require_isolation.check(isolation, kind, self.claim.sidecar, described)
+            real = isolation.backend
             if real != trust:  # what was remembered from an earlier process is not what is here now
                 run = run.model_copy(update={"cache_key": step_cache.cache_key(request, inputs, known, real, machine)})
             sizes = [self._size_bytes(sha256) for name, sha256 in inputs.items() if _is_model(name)]

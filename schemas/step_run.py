@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -28,7 +29,7 @@ class Limits(Document):
 class Isolation(Document):
     """The level really enforced, found out by running it."""
 
-    backend: str = Field(description="bubblewrap, kubernetes, none")
+    backend: str = Field(description="bubblewrap, docker, kubernetes, none")
     own_user: bool = Field(
         description="Runs as a user that owns nothing on the host, or as an unprivileged namespace user"
     )
@@ -39,7 +40,19 @@ class Isolation(Document):
     memory: str = Field(description="What bounds memory: cgroup-v1, cgroup-v2, rlimit")
     processes: str = Field(description="What bounds processes: cgroup-v1, cgroup-v2, rlimit, none")
     cpu: str = Field(description="What bounds CPU: cgroup-v1, cgroup-v2, rlimit, none")
+    image: str = Field(default="", description="Id of the container image, sha256:...")
+    runtime: str = Field(default="", description="Container runtime: runc, runsc, kata")
     notes: tuple[str, ...] = ()
+
+    def lacking(self, required: Iterable[str]) -> list[str]:
+        """Return which of ``required``, names of the fields above, do not hold; a bound holds by a control group.
+
+        A runtime with a kernel of its own need not know what seccomp is: that kernel is what guards this one.
+        """
+        held = {name for name, value in self if value is True or str(value).startswith("cgroup")}
+        if any(kernel in self.runtime for kernel in ("runsc", "gvisor", "kata")):
+            held.add("seccomp")
+        return [name for name in required if name not in held]
 
 
 class Usage(Document):

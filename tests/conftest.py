@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -10,9 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import docker
 import hypothesis
+import psutil
 import pytest
 
 from executor.toolchain import Toolchain, missing
@@ -107,6 +110,74 @@ def postgres_url() -> Iterator[str]:
     server.terminate()
     server.wait(timeout=20)
     shutil.rmtree(folder)
+
+
+class DockerEngine:
+    """A Docker engine of its own, with neither network nor images, all of it in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.host = f"unix://{folder}/docker.sock"
+        self.start()
+
+    def start(self) -> None:
+        places = {"data-root": "data", "exec-root": "exec", "pidfile": "docker.pid"}
+        argv = ["dockerd", "-H", self.host, *(f"--{name}={self._folder / place}" for name, place in places.items())]
+        argv += ["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < deadline, (self._folder / "log").read_text()[
+                -2000:
+            ]
+            time.sleep(0.1)
+
+    def containers(self) -> list[dict[str, Any]]:
+        """Every container that there is, running or not."""
+        with docker.APIClient(self.host) as client:
+            return client.containers(all=True)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(self.host.removeprefix("unix://"))
+            client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b"200 OK" in client.recv(100)
+        return False
+
+    def kill(self) -> None:
+        """End the engine and its shims at once; the processes of its containers stay as they are."""
+        self._process.kill()
+        self._process.wait()
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or [""]
+            if "containerd" in command[0] and any(str(self._folder) in word for word in command):
+                process.kill()
+        # The next engine would wait for whoever has these numbers by then.
+        for name in ("docker.pid", "exec/containerd/containerd.pid"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=60)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():  # of when it was killed
+            if (place := line.split()[4]).startswith(f"{self._folder}/"):
+                subprocess.run(["umount", "--lazy", place], check=False)
+        shutil.rmtree(self._folder)
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """A real Docker engine, gone with the session."""
+    if shutil.which("dockerd") is None:
+        absent("Docker", "apt-get install docker.io")
+    if os.geteuid() != 0:
+        absent("Docker", "only root can start an engine of its own")
+    engine = DockerEngine(Path(tempfile.mkdtemp(prefix="modelium-docker-")))
+    yield engine
+    engine.stop()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 packages=
 command -v redis-server >/dev/null || packages="$packages redis-server"
 command -v chromium >/dev/null || packages="$packages chromium"
+command -v dockerd >/dev/null || packages="$packages docker.io"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$packages postgresql"
 if [ -n "$packages" ] && command -v apt-get >/dev/null; then
   line="apt-get install -y --no-install-recommends$packages"

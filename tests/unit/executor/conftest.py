@@ -11,6 +11,7 @@ import pytest
 
 from executor import find_sandbox
 from executor.cgroup import _hierarchies
+from executor.find import DockerOptions
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
@@ -26,10 +27,14 @@ LIMITS = Limits(
 )
 
 
-@pytest.fixture(scope="session")
-def sandbox() -> Sandbox:
+@pytest.fixture(scope="session", params=["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)])
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """Each backend; a test of what only one does is parametrised with that one."""
+    if request.param == "docker":
+        engine = request.getfixturevalue("docker_engine")
+        return find_sandbox(backend="docker", docker=DockerOptions(engine.host))
     try:
-        return find_sandbox()
+        return find_sandbox(backend="bubblewrap")
     except SandboxUnavailable as error:
         if os.environ.get("CI"):
             raise
@@ -93,11 +98,13 @@ class Box:
 
 
 @pytest.fixture
-def box(sandbox: Sandbox, tmp_path: Path) -> Iterator[Box]:
+def box(sandbox: Sandbox, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Box]:
     mounts = Path("/proc/self/mountinfo").read_text()
+    engine = request.getfixturevalue("docker_engine") if sandbox.name == "docker" else None
     box = Box(sandbox, tmp_path)
     yield box
     assert box.processes_left() == []
+    assert engine is None or engine.containers() == []
     assert box.zombies_left() == []
     assert box.groups_of(os.getpid()) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -15,11 +16,15 @@ import pytest
 
 from executor.cgroup import Cgroup
 from executor.cgroup import sweep as sweep_groups
+from executor.collect import read_outputs
+from executor.docker_sandbox import DockerSandbox
 from executor.sandbox import Observers
 from executor.workspace import remove_tree, sweep
-from schemas.errors import Cancelled, LimitExceeded
+from schemas.errors import Cancelled, LimitExceeded, SandboxCrashed
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(60)]
+of_bubblewrap = pytest.mark.parametrize("sandbox", ["bubblewrap"], indirect=True)
+of_docker = pytest.mark.parametrize("sandbox", [pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
 
 
 def code(text: str) -> str:
@@ -35,11 +40,9 @@ def test_host_files_and_homes_are_not_there(box, tmp_path):
         for path in ("/etc/shadow", "/etc/hostname", {str(secret)!r}, {str(Path.home() / ".bashrc")!r},
                      "/proc/1/root/etc/shadow", "/run", "/var", "/sys/fs", "/boot", "/proc/kcore"):
             try:
-                if os.path.isdir(path):
-                    os.listdir(path)
-                else:
-                    open(path, "rb").read(1)
-                print("READ", path)
+                seen = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(99)
+                if seen and seen != b"sandbox\\n":
+                    print("READ", path, seen)
             except OSError:
                 pass
         print("done")
@@ -164,6 +167,49 @@ def test_abstract_sockets_of_the_host_are_out_of_reach(box):
     assert seen.log == "111\n"
 
 
+def test_the_metadata_address_of_a_cloud_is_out_of_reach(box):
+    seen = box(
+        code("""
+        import socket
+        try:
+            socket.create_connection(("169.254.169.254", 80), timeout=2)
+        except OSError as error:
+            print(error.errno)
+        """)
+    )
+    assert seen.log == "1\n"
+
+
+def test_sockets_of_the_broker_and_the_engine_are_not_there(box, tmp_path):
+    runtime = Path(tempfile.mkdtemp(prefix="modelium-"))
+    places = [
+        str(runtime / "redis.sock"),
+        "/var/run/docker.sock",
+        "/run/docker.sock",
+        "/run/containerd/containerd.sock",
+    ]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(places[0])
+        server.listen()
+        seen = box(
+            code(f"""
+            import os, socket
+            for place in {places}:
+                try:
+                    socket.socket(socket.AF_UNIX).connect(place)
+                    print("IN", place)
+                except FileNotFoundError:
+                    pass
+            for folder, _, names in os.walk("/"):
+                for name in names:
+                    if name.endswith(".sock"):
+                        print(folder, name)
+            """)
+        )
+    remove_tree(runtime)
+    assert seen.log == ""
+
+
 SYSCALLS = {
     "ptrace": "101, 16, 1, 0, 0",
     "process_vm_readv": "310, 1, 0, 0, 0, 0, 0",
@@ -180,7 +226,12 @@ SYSCALLS = {
     "add_key": "248, b'user', b'x', b'y', 1, -2",
     "bpf": "321, 0, 0, 0",
     "perf_event_open": "298, 0, 0, 0, 0, 0",
+    "request_key": "249, b'user', b'x', 0, 0",
     "io_uring_setup": "425, 1, 0",
+    "io_uring_enter": "426, 0, 1, 0, 0, 0, 0",
+    "io_uring_register": "427, 0, 0, 0, 0",
+    "mount_setattr": "442, -100, b'/', 0, 0, 0",
+    "move_mount": "429, -100, b'/', -100, b'/tmp', 0",
     "userfaultfd": "323, 0",
     "personality": "135, 0x0040000",
     "kexec_load": "246, 0, 0, 0, 0",
@@ -312,6 +363,7 @@ def no_cgroup(monkeypatch):
     monkeypatch.setattr("executor.bwrap_sandbox.Cgroup.create", lambda limits: Cgroup("", {}))
 
 
+@of_bubblewrap
 def test_without_a_control_group_a_memory_bomb_in_many_processes_is_a_limit(box, no_cgroup):
     seen = box(
         code("""
@@ -326,6 +378,7 @@ def test_without_a_control_group_a_memory_bomb_in_many_processes_is_a_limit(box,
     assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.memory_bytes
 
 
+@of_bubblewrap
 def test_without_a_control_group_memory_files_that_nobody_maps_count(box, no_cgroup):
     seen = box(
         code("""
@@ -340,12 +393,14 @@ def test_without_a_control_group_memory_files_that_nobody_maps_count(box, no_cgr
     assert isinstance(seen.error, LimitExceeded) and seen.wall_s < 10
 
 
+@of_bubblewrap
 def test_without_a_control_group_a_machine_short_of_memory_ends_the_step(box, no_cgroup, monkeypatch):
     monkeypatch.setattr("executor.supervise._RESERVE_BYTES", 1 << 60)
     seen = box("import time; time.sleep(30)")
     assert isinstance(seen.error, LimitExceeded) and "memory left" in str(seen.error)
 
 
+@of_bubblewrap
 def test_without_a_control_group_a_fork_bomb_stops_at_the_limit_of_processes(box, no_cgroup):
     seen = box(
         code("""
@@ -460,7 +515,7 @@ def test_one_file_is_not_larger_than_the_workspace_may_be(box):
 
 @pytest.mark.parametrize("make", ["open(f'/step/out/{n}', 'w').close()", "os.mkdir(f'/step/out/{n}')"])
 def test_a_flood_of_files_is_a_limit(box, make):
-    seen = box(f"import os\nfor n in range(100_000): {make}")
+    seen = box(f"import os\nfor n in range(1_000_000): {make}")
     assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.workspace_files
 
 
@@ -500,6 +555,12 @@ def test_a_huge_log_is_cut_and_says_so(box):
     seen = box("import os\nfor _ in range(2000): os.write(1, b'x' * 65536)", Observers(on_log=heard.append))
     assert seen.error is None and len(seen.log) < box.limits.log_bytes + 200
     assert "The log was cut" in seen.log and "".join(heard) == seen.log
+
+
+def test_a_log_without_end_takes_no_room_and_ends_at_the_time_limit(box):
+    seen = box("import os\nwhile True: os.write(1, b'x' * (1 << 20))", timeout_s=2)
+    assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == 2
+    assert len(seen.log) < box.limits.log_bytes + 200 and seen.wall_s < 15
 
 
 def test_terminal_escapes_do_not_reach_the_log(box):
@@ -547,6 +608,7 @@ def test_process_one_is_out_of_its_reach(box):
     assert seen.log in ("no\n", "")
 
 
+@of_bubblewrap
 def test_process_one_shows_nothing_of_itself(box):
     seen = box(
         code("""
@@ -557,6 +619,62 @@ def test_process_one_shows_nothing_of_itself(box):
         """)
     )
     assert seen.log.split() == ["[]", *["False"] * 6]
+
+
+@of_docker
+def test_process_one_has_no_right_that_the_program_lacks(box):
+    # It has the same user: whoever writes into its memory becomes it, and gains nothing.
+    seen = box(
+        code("""
+        def rights(pid):
+            told = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+            names = ("Uid", "Gid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+            files = [open(f"/proc/{pid}/{name}").read() for name in ("limits", "cgroup")]
+            return [told[name] for name in names], files
+        print(rights(1) == rights("self"))
+        """)
+    )
+    assert seen.log == "True\n"
+
+
+WRITTEN = {
+    "link to a file": "os.symlink('/etc/passwd', 'x')",
+    "link to a folder": "os.symlink('/', 'x')",
+    "link below": "os.mkdir('x'); os.symlink('/etc/passwd', 'x/y')",
+    "link on the way": "os.symlink('/etc', 'x')",
+    "hard link": "open('y', 'w').close(); os.link('y', 'x')",
+    "socket": "socket.socket(socket.AF_UNIX).bind('x')",
+    "nothing": "",
+}
+NAMED = {"link on the way": "x/passwd"}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_what_is_no_plain_file_is_never_an_output(box, what):
+    seen = box(f"import os, socket\nos.chdir('/step/out')\n{WRITTEN[what]}\nprint('written')")
+    assert seen.log == "written\n"
+    for path in (NAMED.get(what, "x"), "../step.json", "/etc/passwd", "x/../../step.json"):
+        with pytest.raises(SandboxCrashed):
+            read_outputs(box.out, {"model": path}, box.limits)
+
+
+def test_pipes_devices_and_links_to_inputs_cannot_be_made(box, tmp_path):
+    (tmp_path / "model").write_bytes(b"model")
+    seen = box(
+        code("""
+        import os, stat
+        os.chdir("/step/out")
+        for make in (lambda: os.mkfifo("p"), lambda: os.mknod("d", stat.S_IFBLK | 0o666, os.makedev(7, 0)),
+                     lambda: os.link("/step/in/model", "m")):
+            try:
+                make()
+                print("MADE")
+            except OSError:
+                pass
+        """),
+        inputs={"model": tmp_path / "model"},
+    )
+    assert seen.log == "" and list(box.out.iterdir()) == []
 
 
 def test_usage_is_counted_by_the_host(box):
@@ -592,7 +710,8 @@ def test_two_sandboxes_do_not_see_each_other(box):
     assert len(seen.log.split(",")) <= 3
 
 
-def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tmp_path):
+def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tmp_path, request):
+    host = request.getfixturevalue("docker_engine").host if box.sandbox.name == "docker" else ""
     owner = subprocess.Popen(
         [
             sys.executable,
@@ -602,6 +721,7 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
             import sys
             from pathlib import Path
             from executor import find_sandbox
+            from executor.find import DockerOptions
             from executor.sandbox import Command, Observers
             from executor.workspace import Workspace
             from schemas.step_run import Limits
@@ -609,7 +729,8 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
             inside = "import os, time; os.fork() or os.write(1, bytes([117, 112, 10])); time.sleep(60)"
             argv = (sys.executable, "-I", "-S", "-u", "-c", inside)
             command = Command(argv, folder.path, Path(sys.executable), Limits(), {{}}, {{"MARK": {box.mark!r}}})
-            find_sandbox().execute(command, Observers(on_log=lambda text: print(text, flush=True)))
+            sandbox = find_sandbox(backend={box.sandbox.name!r}, docker=DockerOptions({host!r}))
+            sandbox.execute(command, Observers(on_log=lambda text: print(text, flush=True)))
             """),
         ],
         stdout=subprocess.PIPE,
@@ -629,3 +750,5 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
     assert sweep(tmp_path / "workspaces") == 1
     sweep_groups()
     assert box.groups_of(owner.pid) == []
+    if host:
+        DockerSandbox(host).carried("torch")  # as every process does once, before its first container

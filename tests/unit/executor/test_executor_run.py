@@ -154,6 +154,7 @@ def test_steps_run_side_by_side(workspaces, sandbox, relu):
 
 
 @pytest.mark.sandbox
+@pytest.mark.parametrize("sandbox", ["bubblewrap"], indirect=True)
 def test_starting_a_sandbox_is_quick(sandbox, box):
     began = time.monotonic()
     for _ in range(10):
