@@ -1,5 +1,5 @@
 # Two commands: `make run` shows the pipeline at work on real models, `make test` proves it.
-.PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo clean
+.PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo image clean
 TOOLCHAINS ?=
 export TOOLCHAINS
 export MODELIUM_HOME ?= $(CURDIR)/.modelium
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    the pipeline against a bare script, and what it costs at rest"
 	@echo "make bench-speed  our best candidates against eager torch, Optimum and Olive"
 	@echo "make zoo      a whole zoo of models through the pipeline; writes docs/coverage.md"
+	@echo "make image    the image of the Docker sandbox; BASE=python:3.11-slim or TOOLCHAINS=\"openvino\" change it"
 	@echo "make package  build the wheel and test it in an environment of its own"
 
 setup:
@@ -53,6 +54,9 @@ bench-speed: setup
 
 zoo: setup
 	$(PY) bench/zoo/run.py $(ARGS)
+
+image: setup
+	$(PY) images/sandbox/build.py $(if $(BASE),--base $(BASE)) $(TOOLCHAINS)
 
 clean:
 	rm -rf .venv .toolchains .modelium .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
