@@ -116,21 +116,21 @@ class DockerEngine:
     """A Docker engine of its own, with neither network nor images, all of it in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.host = f"unix://{folder}/docker.sock"
         self.start()
 
     def start(self) -> None:
         places = {"data-root": "data", "exec-root": "exec", "pidfile": "docker.pid"}
-        argv = ["dockerd", "-H", self.host, *(f"--{name}={self._folder / place}" for name, place in places.items())]
+        argv = ["dockerd", "-H", self.host, *(f"--{name}={self.folder / place}" for name, place in places.items())]
         argv += ["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
         deadline = time.monotonic() + 60
         while not self._answers():
-            assert self._process.poll() is None and time.monotonic() < deadline, (self._folder / "log").read_text()[
+            assert self._process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()[
                 -2000:
             ]
             time.sleep(0.1)
@@ -153,19 +153,19 @@ class DockerEngine:
         self._process.wait()
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or [""]
-            if "containerd" in command[0] and any(str(self._folder) in word for word in command):
+            if "containerd" in command[0] and any(str(self.folder) in word for word in command):
                 process.kill()
         # The next engine would wait for whoever has these numbers by then.
         for name in ("docker.pid", "exec/containerd/containerd.pid"):
-            (self._folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(timeout=60)
         for line in Path("/proc/self/mountinfo").read_text().splitlines():  # of when it was killed
-            if (place := line.split()[4]).startswith(f"{self._folder}/"):
+            if (place := line.split()[4]).startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "--lazy", place], check=False)
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
 
 @pytest.fixture(scope="session")

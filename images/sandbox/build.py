@@ -29,8 +29,18 @@ CACHE = CHECKOUT / ".cache" / "image"
 BASE = "modelium-base"
 CHILD = ("pydantic", "pyyaml", "jsonschema")
 """What our own packages need inside, beside the libraries of a toolchain."""
-LIBRARIES = ("libstdc++.so.6", "libgomp.so.1", "libgcc_s.so.1")
+LIBRARIES = {
+    *("libstdc++.so.6", "libgomp.so.1", "libgcc_s.so.1", "libz.so.1", "libc.so.6", "libm.so.6", "libmvec.so.1"),
+    *("libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1", "libresolv.so.2", "libanl.so.1"),
+}
 """What wheels expect of any system, beside what the interpreter needs."""
+LOAD = """
+import importlib, importlib.metadata as metadata, sys
+for module, distributions in metadata.packages_distributions().items():
+    if set(distributions) & set(sys.argv[1:]) and module.isidentifier() and not module.startswith("_"):
+        importlib.import_module(module)
+"""
+"""Imports all of some distributions: what they lack of the system shows here, not in a person's first step."""
 LEFT_OUT = {"test", "idlelib", "tkinter", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
 
 
@@ -173,11 +183,12 @@ def link(source: str, place: str) -> None:
 def told(docker: list[str], image: str, toolchain: str) -> dict[str, object]:
     """Ask the image's interpreter of a toolchain what is installed beside it."""
     interpreter = f"/opt/toolchains/{'default' if toolchain in DEFAULT else toolchain}/bin/python"
-    command = [*docker, "run", "--rm", "--network", "none", "--entrypoint", interpreter, image, "-P", "-s", "-c", PROBE]
-    answer = json.loads(output([*command, *NEEDED[toolchain]]))
+    command = [*docker, "run", "--rm", "--network", "none", "--entrypoint", interpreter, image, "-P", "-s", "-c"]
+    answer = json.loads(output([*command, PROBE, *NEEDED[toolchain]]))
     lacking = [name for name in NEEDED[toolchain] if name not in answer["versions"]]
     if lacking:
         sys.exit(f"image: the {toolchain} toolchain in it lacks {', '.join(lacking)}.")
+    subprocess.run([*command, LOAD, *NEEDED[toolchain]], check=True)
     return {"interpreter": interpreter, "versions": answer["versions"]}
 
 
