@@ -29,7 +29,7 @@ def register() -> None:
     from sklearn.impute import IterativeImputer
     from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
-    from converters import sklearn_forests
+    from converters import sklearn_chains, sklearn_encoders, sklearn_forests, sklearn_gaussian, sklearn_radius
 
     for cls, alias, convert in (
         (TfidfTransformer, "SklearnTfidfTransformer", _tfidf),
@@ -39,7 +39,8 @@ def register() -> None:
         (IndicatingImputer, "ModeliumIndicatingImputer", _indicator),
     ):
         update_registered_converter(cls, alias, _same_shape, convert, overwrite=True)
-    sklearn_forests.register()
+    for module in (sklearn_forests, sklearn_encoders, sklearn_gaussian, sklearn_radius, sklearn_chains):
+        module.register()
 
 
 class IndicatingImputer(SimpleImputer):  # type: ignore[misc]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from converters import graph_interface, onnx_file, sklearn_extra
+from converters import graph_interface, onnx_file, sklearn_extra, sklearn_radius
 from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
@@ -55,7 +55,11 @@ def convert(context: StepContext) -> StepOutcome:
     use_equivalents(estimator)
     context.progress(0.3, "Converting to ONNX")
     model = _convert_at(estimator, descriptor, context.options.opset)
-    notes = [*_version_notes(descriptor), *graph_interface.restore_inputs(model, descriptor.inputs)]
+    notes = [
+        *_version_notes(descriptor),
+        *sklearn_radius.notes(every_step(estimator)),
+        *graph_interface.restore_inputs(model, descriptor.inputs),
+    ]
     _restore_outputs(model, descriptor, cases[0])
     graph_interface.name_axes(model, descriptor.inputs, descriptor.outputs)
     return onnx_file.finish(context, model, cases, notes)

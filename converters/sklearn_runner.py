@@ -438,6 +438,8 @@ def _thresholds(part: Any) -> Domain | None:
     values = np.concatenate([t.tree_.threshold for t in trees[:50]])
     # A split that only asks whether the value is missing has an infinite threshold.
     features[~np.isfinite(values)] = -1
+    # The trees of a chain split on what the trees before them said, too.
+    features[features >= width] = -1
     for feature in np.unique(features[features >= 0]):
         mine = values[features == feature]
         centre[feature], spread[feature] = mine.mean(), max(float(mine.std()), 1e-3)

@@ -1,0 +1,188 @@
+"""Estimators that skl2onnx has no converter for, or one that does not run: each against scikit-learn itself."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Matern, WhiteKernel
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.neighbors import RadiusNeighborsClassifier, RadiusNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+from converters import onnx_file, sklearn_onnx
+from converters.sklearn_runner import SklearnRunner
+from schemas.descriptor import Format
+
+pytestmark = pytest.mark.sklearn
+
+IRIS = load_iris()
+DIABETES = load_diabetes()
+TWO = np.c_[DIABETES.target > 140, DIABETES.target > 200].astype(int)
+FLOWERS = IRIS.data.astype(np.float32)
+NAMES = np.array(["setosa", "versicolor", "virginica"])
+
+
+@pytest.fixture
+def same(tmp_path: Path, make_context, make_spec, run_onnx):
+    """Convert an estimator and compare what the graph gives with what the estimator gives."""
+
+    def check(estimator, feeds, outputs, atol=1e-5):
+        joblib.dump(estimator, tmp_path / "model.joblib")
+        runner = SklearnRunner(joblib.load(tmp_path / "model.joblib"))
+        context = make_context(
+            "sklearn_onnx",
+            tmp_path / "model.joblib",
+            Format.SKLEARN,
+            inputs=runner.inputs,
+            outputs=[make_spec(*output) for output in outputs],
+        )
+        sklearn_onnx.convert(context)
+        wanted = runner.run(feeds)
+        got = run_onnx(context, feeds)
+        assert list(got) == list(wanted)
+        for name, array in wanted.items():
+            assert got[name].shape == array.shape, name
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(got[name], array, atol=atol, rtol=1e-5)
+            else:
+                assert (got[name] == array).all(), name
+        return lambda more: run_onnx(context, more)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        None,
+        ConstantKernel(50.0) * RBF([1.0, 2.0, 0.5, 1.5]) + WhiteKernel(1e-3),
+        Matern(1.3, nu=1.5),
+        DotProduct(1.0),
+    ],
+    ids=["default", "anisotropic", "matern", "dot"],
+)
+def test_a_gaussian_process_classifier_of_two_classes(same, kernel):
+    estimator = GaussianProcessClassifier(kernel, random_state=0).fit(IRIS.data[50:], NAMES[IRIS.target[50:]])
+    far = FLOWERS * 1.3 + np.float32(0.17)
+    feeds = {"X": np.concatenate([FLOWERS, far])}
+    same(estimator, feeds, [("label", ("batch",), "string"), ("probabilities", ("batch", 2))])
+
+
+def test_a_gaussian_process_classifier_of_three_classes(same):
+    estimator = GaussianProcessClassifier(1.0 * RBF(1.0)).fit(IRIS.data, IRIS.target)
+    same(estimator, {"X": FLOWERS}, [("label", ("batch",), "int64"), ("probabilities", ("batch", 3))])
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "minkowski"])
+@pytest.mark.parametrize("weights", ["uniform", "distance"])
+def test_a_radius_classifier_votes_as_scikit_learn_does(same, weights, metric):
+    estimator = RadiusNeighborsClassifier(0.8, weights=weights, metric=metric, p=3).fit(IRIS.data, NAMES[IRIS.target])
+    rows = {"X": np.concatenate([FLOWERS, FLOWERS + np.float32(0.07)])}
+    run = same(estimator, rows, [("label", ("batch",), "string"), ("probabilities", ("batch", 3))])
+    with pytest.raises(onnx_file.onnxruntime_errors(), match="a row has no neighbours within the radius"):
+        # scikit-learn refuses a row without neighbours, and an answer would be an invention.
+        run({"X": np.full((2, 4), 99, np.float32)})
+
+
+@pytest.mark.parametrize("label", [1, 7, "most_frequent"])
+def test_a_radius_classifier_has_a_label_for_outliers(same, label):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator = RadiusNeighborsClassifier(0.5, outlier_label=label).fit(IRIS.data, IRIS.target)
+        rows = {"X": np.concatenate([FLOWERS[::5], FLOWERS[::7] * 3])}
+        same(estimator, rows, [("label", ("batch",), "int64"), ("probabilities", ("batch", 3))])
+
+
+def test_a_radius_classifier_of_several_targets(same):
+    estimator = RadiusNeighborsClassifier(0.1, outlier_label=[0, 1]).fit(DIABETES.data, TWO)
+    outputs = [("label", ("batch", 2), "int64"), *((f"probabilities_{n}", ("batch", 2)) for n in (0, 1))]
+    same(estimator, {"X": DIABETES.data.astype(np.float32)}, outputs)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "distance"])
+def test_a_radius_regressor_gives_nan_where_nobody_is_near(same, weights):
+    estimator = RadiusNeighborsRegressor(0.12, weights=weights).fit(DIABETES.data, DIABETES.target)
+    rows = DIABETES.data.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(estimator, {"X": np.concatenate([rows, rows + 5])}, [("prediction", ("batch", 1))], atol=1e-3)
+
+
+def people(rows: int = 300):
+    rng = np.random.default_rng(0)
+    city = rng.choice(["Rome", "Oslo", "Lima", "Bern", "Cork"], rows, p=[0.5, 0.3, 0.1, 0.06, 0.04])
+    size = rng.choice(["small", "medium", "large"], rows)
+    table = np.empty((rows, 3), object)
+    table[:, 0], table[:, 1], table[:, 2] = city, size, rng.normal(40, 9, rows)
+    return table, (city == "Oslo").astype(int)
+
+
+@pytest.mark.parametrize("drop", [None, "first"])
+@pytest.mark.parametrize("unknown", ["infrequent_if_exist", "ignore"])
+def test_rare_words_are_one_column(same, unknown, drop):
+    table, y = people()
+    encoder = OneHotEncoder(min_frequency=40, handle_unknown=unknown, drop=drop)
+    columns = ColumnTransformer([("w", encoder, [0, 1]), ("n", StandardScaler(), [2])])
+    estimator = make_pipeline(columns, LogisticRegression()).fit(table, y)
+    feeds = {f"column_{n}": table[:, n : n + 1] for n in (0, 1)} | {"column_2": table[:, 2:].astype(np.float32)}
+    feeds["column_0"][::9] = "Nowhere"
+    outputs = [("label", ("batch",), "int64"), ("probabilities", ("batch", 2))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(estimator, feeds, outputs)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("encoder", ["one-hot", "ordinal"])
+def test_rare_numbers_are_one_column(same, encoder, gaps):
+    rng = np.random.default_rng(0)
+    table = np.round(rng.exponential(2.0, (400, 2)))
+    if gaps:
+        table[rng.random(table.shape) < 0.2] = np.nan
+    if encoder == "one-hot":
+        made = OneHotEncoder(max_categories=4, handle_unknown="infrequent_if_exist").fit(table)
+    else:
+        made = OrdinalEncoder(
+            max_categories=4, handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
+        ).fit(table)
+    width = made.transform(table[:1]).shape[1]
+    rows = np.concatenate([table, [[77, 0.5], [0, -3]]]).astype(np.float32)
+    same(made, {"X": rows}, [("transformed", ("batch", width))])
+
+
+@pytest.mark.parametrize(
+    ("member", "passed"),
+    [
+        (LogisticRegression(), "predict"),
+        (LogisticRegression(), "predict_proba"),
+        (LogisticRegression(), "predict_log_proba"),
+        (DecisionTreeClassifier(max_depth=4, random_state=0), "predict"),
+        (DecisionTreeClassifier(max_depth=4, random_state=0), "predict_proba"),
+    ],
+)
+def test_a_chain_of_classifiers_passes_on_what_it_says(same, member, passed):
+    chain = ClassifierChain(member, order=[1, 0], chain_method=passed).fit(DIABETES.data, TWO)
+    outputs = [("label", ("batch", 2), "int64"), ("probabilities", ("batch", 2))]
+    same(chain, {"X": DIABETES.data.astype(np.float32)}, outputs)
+
+
+def test_a_chain_without_probabilities_gives_its_decisions(same):
+    chain = make_pipeline(StandardScaler(), ClassifierChain(RidgeClassifier())).fit(DIABETES.data, TWO)
+    outputs = [("label", ("batch", 2), "int64"), ("scores", ("batch", 2))]
+    same(chain, {"X": DIABETES.data.astype(np.float32)}, outputs)
+
+
+def test_a_chain_of_regressors_keeps_the_order_of_its_targets(same):
+    targets = np.c_[DIABETES.target, -(DIABETES.target**0.5), DIABETES.data[:, 0]]
+    chain = RegressorChain(Ridge(), order=[2, 0, 1]).fit(DIABETES.data, targets)
+    same(chain, {"X": DIABETES.data.astype(np.float32)}, [("prediction", ("batch", 3))], atol=1e-3)
