@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from converters import onnx_file
+from converters import onnx_file, onnx_older_forms
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from schemas.errors import ConversionFailed
 
@@ -16,7 +16,7 @@ _ONNX = ("", "ai.onnx")
 
 
 def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return ``model`` with operators that came after ``opset`` written out as ONNX defines them, marked ``opset``.
+    """Return ``model`` with operators that came after ``opset`` written out in older ones, marked ``opset``.
 
     Most newer versions of an operator only take more element types, so an older reader understands what is left.
     Where that is not so, onnxruntime refuses the graph or parity sees it; nothing here proves anything.
@@ -25,9 +25,10 @@ def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     import onnx
     import onnx.inliner
 
-    newer = _newer(model, opset)
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
+    onnx_older_forms.write_out(lowered, _newer(lowered, opset))
+    newer = _newer(lowered, opset)
     if newer:
         # The inliner asks for the type of inputs that are left out, too; no tensor has an empty name.
         lowered.graph.value_info.add(name="").type.tensor_type.elem_type = onnx_file.FLOAT32
@@ -46,7 +47,7 @@ def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if left:
         raise ConversionFailed(
             f"{_listed(left)} came after opset {opset}, which is the newest that the target's onnxruntime loads, and "
-            "ONNX does not define it by older operators.",
+            "nothing older gives the same.",
             hint="Export the model with an older opset, or write that layer with other operators.",
         )
     for entry in lowered.opset_import:
