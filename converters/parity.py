@@ -38,9 +38,9 @@ def parity(context: StepContext) -> StepOutcome:
     options: ParityOptions = context.options
     descriptor = descriptor_of(context)
     target = context.request.target or TargetProfile()
-    tolerance = target.tolerance(options.precision)
     lossy = options.precision in _LOSSY
     reference = Reference.open(folder_of(context))
+    tolerance = _tolerance(target, options.precision, reference.report.arithmetic)
     context.progress(0.05, "loading the candidate")
     try:
         runner = _load(context, options, descriptor)
@@ -101,6 +101,21 @@ def parity(context: StepContext) -> StepOutcome:
         served_outputs=served,
     )
     return StepOutcome(report=report)
+
+
+def _tolerance(target: TargetProfile, precision: Precision, arithmetic: Precision) -> Tolerance:
+    """Return what holds for a candidate of ``precision`` beside an original that computes in ``arithmetic``.
+
+    A candidate that is not lossy itself can come no nearer than the original's own roundings let it. How near stands
+    in the tolerance of that float; everywhere, by the formula, and labels must agree as ever.
+    """
+    tolerance = target.tolerance(precision)
+    if precision in _LOSSY or arithmetic is Precision.FP32:
+        return tolerance
+    coarse = target.tolerance(arithmetic)
+    return tolerance.model_copy(
+        update={"atol": max(tolerance.atol, coarse.atol), "rtol": max(tolerance.rtol, coarse.rtol)}
+    )
 
 
 def _load(context: StepContext, options: ParityOptions, descriptor: ModelDescriptor) -> Runner:

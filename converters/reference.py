@@ -110,6 +110,7 @@ def reference(context: StepContext) -> StepOutcome:
         has_labels=labels is not None,
         accuracy=share,
         deterministic=deterministic,
+        arithmetic=getattr(runner, "arithmetic", Precision.FP32),
     )
     write_report(folder, report)
     return StepOutcome(report=report, outputs={OUTPUT: OUTPUT})

@@ -18,12 +18,15 @@ from converters.tensorflow_source import TensorflowModel
 from schemas.descriptor import Format, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.step_io import StepContext
+from schemas.target import Precision
 
 if TYPE_CHECKING:
     from converters.runners import Runner
 
 _RANGE = re.compile(r"is not in \[0, (\d+)\)")
 _MOST = (1 << 31) - 1
+_MOVES = frozenset({"Identity", "IdentityN", "StopGradient", "Reshape", "Transpose", "ExpandDims", "Squeeze"})
+"""Operators that take half floats and compute nothing."""
 
 
 class TensorflowRunner:
@@ -52,6 +55,20 @@ class TensorflowRunner:
         runner = TensorflowRunner(tensorflow_source.load(path, descriptor, threads=threads), threads=threads)
         runner.outputs = descriptor.outputs
         return runner
+
+    @cached_property
+    def arithmetic(self) -> Precision:
+        """The coarsest float that an operator of the graph computes in; weights that are only stored in it don't count.
+
+        TensorFlow rounds after every operator, and onnxruntime leaves roundings between two of them out.
+        """
+        graph = self.model.function.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        computed = {node.attr["T"].type for node in nodes if node.op not in _MOVES}
+        for name, precision in (("bfloat16", Precision.BF16), ("float16", Precision.FP16)):
+            if self._tf.dtypes.as_dtype(name).as_datatype_enum in computed:
+                return precision
+        return Precision.FP32
 
     @cached_property
     def domains(self) -> Mapping[str, Domain]:

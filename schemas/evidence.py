@@ -60,6 +60,11 @@ class ReferenceReport(Document):
     has_labels: bool = Field(default=False, description="Case 'samples' carries the right answers")
     accuracy: float | None = Field(default=None, description="Share of right answers of the original on the samples")
     deterministic: bool = Field(default=True, description="Two runs of the original gave the same outputs")
+    arithmetic: Precision = Field(
+        default=Precision.FP32,
+        description="The coarsest float that the original itself computes in, where its runtime tells and rounds "
+        "otherwise than the candidates'",
+    )
 
 
 class OutputParity(Document):

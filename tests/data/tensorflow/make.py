@@ -77,6 +77,16 @@ def main() -> None:
         (HERE / name / "assets").rmdir()
 
 
+def half() -> None:
+    """Write ``half.keras``, a model of float32 weights that computes in float16."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    policy = keras.dtype_policies.DTypePolicy("mixed_float16")
+    layers = [keras.Input((8,)), keras.layers.Dense(16, "relu", dtype=policy), keras.layers.Dense(2, dtype="float32")]
+    keras.Sequential(layers).save(HERE / "half.keras")
+
+
 def jax_function() -> None:
     """Write ``function.jax``; needs jax and flatbuffers, which no toolchain has."""
     import jax
@@ -94,3 +104,4 @@ if __name__ == "__main__":
         jax_function()
     else:
         main()
+        half()

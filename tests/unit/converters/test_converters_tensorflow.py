@@ -100,6 +100,15 @@ def test_a_keras_model_of_like_inputs_and_like_outputs_comes_out_right_by_name(s
 
 @pytest.mark.sandbox
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(("file", "float_"), [("half.keras", "fp16"), ("two_towers.h5", "fp32")])
+def test_the_reference_says_which_float_a_keras_model_computes_in(steps, file, float_):
+    probed, _ = steps("probe", described(Format.KERAS), model=DATA / file)
+    report, _ = steps("reference", probed.descriptor, model=DATA / file)
+    assert report.arithmetic == float_
+
+
+@pytest.mark.sandbox
+@pytest.mark.timeout(300)
 def test_a_saved_model_is_converted_by_its_served_signature(steps):
     path = DATA / "scores"
     outputs = (spec("logits", BATCH_AXIS, 3), spec("label", BATCH_AXIS, dtype="int64"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,30 @@ def test_nan_in_both_passes(tell, write_onnx):
     x, y = [("x", "float", ["batch", 2])], [("y", "float", ["batch", 2])]
     folder = write_onnx([("Sqrt", ["x"], ["y"], {})], x, y)
     assert begun(tell, folder).parity(folder).passed
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "away", "passes"), [("fp32", 5e-3, False), ("fp16", 5e-3, True), ("fp16", 0.1, False)]
+)
+def test_an_original_of_half_floats_is_met_as_near_as_its_own_roundings_let(tell, write_onnx, arithmetic, away, passes):
+    folder = write_onnx([("Sub", ["a", "b"], ["y"], {})], TWO, Y)
+    story = begun(tell, folder)
+    cases = story.reference_folder / "cases.json"
+    said = json.loads(cases.read_text())
+    cases.write_text(json.dumps({**said, "arithmetic": arithmetic}))
+    candidate = write_onnx(
+        [
+            ("Sub", ["a", "b"], ["exact"], {}),
+            ("Constant", [], ["away"], {"value_float": away}),
+            ("Add", ["exact", "away"], ["y"], {}),
+        ],
+        TWO,
+        Y,
+    )
+    report = story.parity(candidate)
+    assert report.passed == passes
+    assert report.tolerance.min_agreement == 1, "labels agree as ever"
+    assert report.tolerance.atol == (1e-2 if arithmetic == "fp16" else 1e-4)
 
 
 def test_ids_labels_and_scalars_are_compared(tell, write_onnx):
