@@ -177,10 +177,25 @@ def _shapes(hints: Sequence[Hint], *, big: bool, single: bool) -> Iterator[Shape
                         # Rows lie on the second axis, where no server can put requests together.
                         sizes = {SEQUENCE_AXIS: length, "items": TRACE_BATCH}
                         yield "float32", (SEQUENCE_AXIS, "items", hint.features), sizes
+            case "einsum":
+                yield _lettered(hint)
+            case "image":
+                # No weight fixes the channels, so that they are tried as any other axis is.
+                for channels in (3, 1):
+                    sizes = {"channels": channels, "height": 16, "width": 16}
+                    yield "float32", (BATCH_AXIS, "channels", "height", "width"), sizes
             case "norm":
                 yield "float32", (BATCH_AXIS, hint.features), {}
                 yield "float32", (BATCH_AXIS, hint.features, "length"), {"length": 16}
                 yield "float32", (BATCH_AXIS, hint.features, "height", "width"), {"height": 32, "width": 32}
+
+
+def _lettered(hint: Hint) -> Shape:
+    """Return an einsum operand's shape; what no weight tells is an axis, the batch where it leads."""
+    dims: list[Dim] = []
+    for place, (letter, size) in enumerate(hint.letters):
+        dims.append(size or (BATCH_AXIS if place == 0 else f"axis_{letter}"))
+    return "float32", tuple(dims), {dim: 16 for dim in dims if isinstance(dim, str) and dim != BATCH_AXIS}
 
 
 def _convolved(hint: Hint, big: bool) -> Iterator[Shape]:

@@ -12,15 +12,31 @@ from converters.model_errors import RAISED_BY_MODELS
 
 _NODES_FOLLOWED = 200
 _FLATTENS = frozenset({"aten::view", "aten::reshape", "aten::flatten"})
+_KEEPS_SHAPE = frozenset(
+    f"aten::{name}"
+    for name in (
+        "relu", "gelu", "sigmoid", "tanh", "silu", "elu", "leaky_relu", "softplus", "softmax", "log_softmax", "exp",
+        "abs", "neg", "sqrt", "clamp", "dropout", "contiguous", "clone", "detach", "to",
+    )
+)  # fmt: skip
+_TAKES_IMAGES = frozenset(
+    f"aten::{name}"
+    for name in ("grid_sampler", "grid_sampler_2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+)
+"""Operators that take (batch, channels, height, width) and nothing else, with no weights that would fix any of them.
+Pooling takes an image without a batch, too."""
+
+_GOES_ON = frozenset({"norm", "image"})
+"""Kinds of hint that leave something open, so that what comes behind is looked at, too."""
 
 
 @dataclass(frozen=True)
 class Hint:
     """The first operation with weights that an input reaches, and the size of the axis that the weights fix."""
 
-    kind: Literal["conv", "linear", "embedding", "rnn", "norm"]
-    features: int
-    """Channels, features or input size; rows of the table for an embedding."""
+    kind: Literal["conv", "linear", "embedding", "rnn", "norm", "einsum", "image"]
+    features: int = 0
+    """Channels, features or input size; rows of the table for an embedding; 0 where no weights fix any."""
     axes: int = 0
     """Spatial axes of a convolution."""
     kernel: int = 1
@@ -28,6 +44,8 @@ class Hint:
     flattened: bool = False
     """The input was reshaped on its way there."""
     batch_first: bool = True
+    letters: tuple[tuple[str, int], ...] = ()
+    """Every axis of an einsum's operand: its letter, and its size where a weight has that letter too, else 0."""
 
 
 def script_hints(module: Any) -> dict[str, list[Hint]]:
@@ -87,28 +105,31 @@ class _Follower:
 
     def hints(self, value: Any) -> Iterator[Hint]:
         mine = value.debugName()
-        queue: deque[tuple[Any, bool]] = deque([(value, False)])
+        queue: deque[tuple[Any, bool, bool]] = deque([(value, False, True)])
         seen: set[str] = {mine}
         for _ in range(_NODES_FOLLOWED):
             if not queue:
                 return
-            current, flattened = queue.popleft()
-            reached = [(each, flattened) for each in self.alias.get(current.debugName(), ())]
+            current, flattened, same = queue.popleft()
+            reached = [(each, flattened, same) for each in self.alias.get(current.debugName(), ())]
             for use in current.uses():
                 node = use.user
                 hint = _hint(node, current, self.module, self.root, flattened)
+                if hint is None and same:
+                    hint = _shape_hint(node, current, self.module, self.root)
                 if hint is not None:
                     yield hint
-                    if hint.kind != "norm":
+                    if hint.kind not in _GOES_ON:
                         continue
                 # Behind an operation with another input, the shape may be that one's by broadcasting.
                 if any(self._origins(each) - {mine} for each in node.inputs()):
                     continue
-                reached += [(each, flattened or node.kind() in _FLATTENS) for each in node.outputs()]
-            for each, flat in reached:
+                kept = same and node.kind() in _KEEPS_SHAPE
+                reached += [(each, flattened or node.kind() in _FLATTENS, kept) for each in node.outputs()]
+            for each, flat, kept in reached:
                 if each.type().kind() in ("TensorType", "OptionalType") and each.debugName() not in seen:
                     seen.add(each.debugName())
-                    queue.append((each, flat))
+                    queue.append((each, flat, kept))
 
     def _enter(self, nodes: Any) -> None:
         for node in nodes:
@@ -184,6 +205,34 @@ def _hint(node: Any, value: Any, module: Any, root: Any, flattened: bool) -> Hin
     return None
 
 
+def _shape_hint(node: Any, value: Any, module: Any, root: Any) -> Hint | None:
+    """Return what an operator tells of every axis of ``value``, which has the input's own shape still."""
+    inputs = list(node.inputs())
+    first = bool(inputs) and inputs[0].debugName() == value.debugName()
+    if node.kind() in _TAKES_IMAGES and first:
+        return Hint("image", axes=2)
+    if node.kind() == "aten::bilinear":
+        matrix = _tensor(inputs[2], module, root)
+        return Hint("linear", matrix.shape[1 if first else 2]) if matrix is not None else None
+    uses = list(node.output().uses()) if node.kind() == "prim::ListConstruct" else []
+    user = uses[0].user if len(uses) == 1 else None
+    if user is None or user.kind() != "aten::einsum":
+        return None
+    equation = str(_constant(next(iter(user.inputs())), "")).replace(" ", "")
+    terms = equation.partition("->")[0].split(",")
+    if len(terms) != len(inputs) or not all(term.isalpha() for term in terms):
+        return None
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, inputs, strict=True):
+        weight = _tensor(operand, module, root)
+        if weight is not None and weight.dim() == len(term):
+            # A size of one stands beside any other by broadcasting.
+            sizes.update({letter: size for letter, size in zip(term, weight.shape, strict=True) if size != 1})
+    position = next(i for i, operand in enumerate(inputs) if operand.debugName() == value.debugName())
+    letters = tuple((letter, sizes.get(letter, 0)) for letter in terms[position])
+    return Hint("einsum", letters=letters) if any(size for _, size in letters) else None
+
+
 def _tensor(value: Any, module: Any, root: Any) -> Any | None:
     """Return the weight that a graph value stands for, or None when it is computed."""
     import torch
@@ -228,6 +277,6 @@ def first_of(hints: Sequence[Hint]) -> Sequence[Hint]:
     for hint in hints:
         if hint.kind not in [k.kind for k in kept]:
             kept.append(hint)
-    # A normalisation fixes channels and not the number of axes; what follows it tells more.
-    kept.sort(key=lambda hint: hint.kind == "norm")
+    # A normalisation fixes channels and not the number of axes, sampling the other way about; what follows tells more.
+    kept.sort(key=lambda hint: hint.kind in _GOES_ON)
     return kept[:3]

@@ -44,6 +44,16 @@ def save_trace(tmp_path, save_script):
 
 
 @pytest.fixture
+def save_scripted(save_script):
+    def make(module: nn.Module) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return save_script(torch.jit.script(module.eval()))
+
+    return make
+
+
+@pytest.fixture
 def with_class(tmp_path, tell):
     """Return how to begin the story of weights whose class stands in a sidecar."""
 
@@ -113,6 +123,63 @@ def test_an_image_size_that_a_linear_layer_fixes_is_found(tell, save_trace):
     story = tell(save_trace(module, torch.randn(2, 3, 38, 38)), Format.TORCHSCRIPT)
     # 39 pixels would fit as well, because pooling rounds down.
     assert shapes(story.probe().descriptor.inputs) == {"input": ("float32", ("batch", 3, 38, 38))}
+
+
+class Product(nn.Module):
+    """Two inputs of other widths in one einsum with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Parameter(torch.randn(5, 3, 4))
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bti, kij, bj -> btk", a.relu(), self.core, b)
+
+
+class Turned(nn.Module):
+    """An einsum behind a transposition, whose letters do not stand for the input's axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bi,ij->bj", a.transpose(0, 1), self.core)
+
+
+class Warp(nn.Module):
+    """A sampling grid that takes images of any channels and size."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        theta = torch.tensor([[0.9, 0.1, 0.0], [-0.1, 0.9, 0.1]]).expand(image.shape[0], 2, 3)
+        grid = nn.functional.affine_grid(theta, [image.shape[0], 1, 8, 8], align_corners=False)
+        return nn.functional.grid_sample(image, grid, align_corners=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (Product(), [("batch", "axis_t", 3), ("batch", 4)]),
+        (nn.Bilinear(3, 4, 2), [("batch", 3), ("batch", 4)]),
+    ],
+    ids=["einsum", "bilinear"],
+)
+def test_a_weight_that_several_inputs_meet_tells_each_one_s_shape(tell, save_scripted, module, shapes):
+    story = tell(save_scripted(module), Format.TORCHSCRIPT)
+    assert [spec.shape for spec in story.probe().descriptor.inputs] == shapes
+    prove(story)
+
+
+def test_the_letters_of_an_einsum_are_believed_only_of_the_input_itself(tell, save_scripted):
+    story = tell(save_scripted(Turned()), Format.TORCHSCRIPT)
+    with pytest.raises(NeedsInput):
+        story.probe()
+
+
+def test_what_fixes_no_channels_takes_images_of_any(tell, save_trace):
+    story = tell(save_trace(Warp(), torch.randn(2, 1, 8, 8)), Format.TORCHSCRIPT)
+    assert [spec.shape for spec in story.probe().descriptor.inputs] == [("batch", "channels", "height", "width")]
+    prove(story)
 
 
 def test_a_traced_transformer_is_replayed_where_the_exporter_knows_no_ranks(tell, save_trace):
