@@ -19,7 +19,7 @@ from converters.tensor_sheet import TensorSheet, known
 from converters.torch_source import TorchSource
 from converters.trace_inputs import TraceCase, trace_cases
 from schemas.descriptor import KnownBy, TensorSpec
-from schemas.errors import ConversionFailed, ModelFailed
+from schemas.errors import ConversionFailed, ModelFailed, SizesFrozen
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import TorchExportOptions
 
@@ -33,6 +33,8 @@ FROZEN_RTOL = 1e-2
 value. It only tells a frozen axis or swapped inputs from rounding; whether the result is good is parity's decision."""
 
 _OPERATOR = re.compile(r"(?:aten|prims|torchvision|onnx|[a-z_]+)::[A-Za-z_][\w.]*")
+_GUARD = re.compile(r"Could not guard on data-dependent|Could not extract specialized|[Cc]onstraints violated")
+"""What torch.export says when a size that may change decides something."""
 _OVERLOAD = re.compile(r"OpOverload\(op='([\w.]+)'")
 
 
@@ -212,12 +214,13 @@ def prove_run(
         try:
             got = as_original(run(case.feeds), expected)
         except ModelFailed as error:
-            raise ConversionFailed(f"At {where}, the {what} does not run: {error.args[0]}") from error
+            kind = SizesFrozen if number else ConversionFailed
+            raise kind(f"At {where}, the {what} does not run: {error.args[0]}") from error
         for name, wanted in expected.items():
             if name not in got:
                 continue
             if got[name].shape != wanted.shape:
-                raise ConversionFailed(
+                raise SizesFrozen(
                     f"At {where}, output {name!r} of the {what} is {got[name].shape}, "
                     f"the original's is {wanted.shape}: the exporter froze a size.",
                     hint="Sizes read into Python numbers (int(x.shape[1]), len(x)) do that.",
@@ -299,4 +302,5 @@ def explain(error: Exception, options: TorchExportOptions) -> ConversionFailed:
             )
     # The first cause tells more than the wrapper's advice on how to report a bug.
     reason = next((text for text in reversed(texts) if text.strip()), type(error).__name__)
-    return ConversionFailed(f"The {options.exporter} exporter failed: {first_line(RuntimeError(reason))}.")
+    kind = SizesFrozen if _GUARD.search(reason) else ConversionFailed
+    return kind(f"The {options.exporter} exporter failed: {first_line(RuntimeError(reason))}.")

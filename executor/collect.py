@@ -30,6 +30,7 @@ _CODES_OF_A_STEP = frozenset(
         "needs_input",
         "not_found",
         "quarantined",
+        "sizes_frozen",
         "toolchain_missing",
         "unsupported",
         "usage",

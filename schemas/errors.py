@@ -84,6 +84,15 @@ class ConversionFailed(ModelFailed):
     code = "conversion_failed"
 
 
+class SizesFrozen(ConversionFailed):
+    """A converter's result holds, or can be made, at some sizes of the inputs only, which the original does not.
+
+    With the sizes fixed in the descriptor the same conversion may do.
+    """
+
+    code = "sizes_frozen"
+
+
 class LimitExceeded(ModelFailed):
     """A limit of the sandbox was reached; ``facts`` carry ``limit`` and ``actual``."""
 
@@ -156,6 +165,7 @@ _BY_CODE: dict[str, type[ModeliumError]] = {
         ModelFailed,
         Unsupported,
         ConversionFailed,
+        SizesFrozen,
         LimitExceeded,
         Quarantined,
         NeedsInput,

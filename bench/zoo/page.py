@@ -26,9 +26,9 @@ most of the ONNX backend tests, which are models of one operator). Each model's 
 *Runs* leaves out the models that their own runtime does not run; onnxruntime's is a newer one than Triton's. *Carried*
 leaves out, of those, what Triton 24.12 has no way to serve: sequences and optional values, float8 and float4, tensors
 that are always empty, operators that came after its onnxruntime and have no older form. *Proven* is deployed or
-published unchanged, after parity at sizes that were not traced; where a test comes with expected outputs, the reference
-agreed with them. *No cause* counts failures without a named cause or with a traceback; like wrong answers, there may be
-none.
+published unchanged, after parity at sizes that were not traced, or at fixed ones where the family says so; where a test
+comes with expected outputs, the reference agreed with them. *No cause* counts failures without a named cause or with a
+traceback; like wrong answers, there may be none.
 """
 
 
@@ -79,14 +79,16 @@ def _beyond_target(row: Result) -> bool:
 
 
 def _ways(rows: Sequence[Result]) -> list[str]:
+    fixed = [row.name for row in rows if row.notes.get("fixed")]
+    more = [f"Proven at fixed sizes only, which inputs have to be brought to: {', '.join(fixed)}.", ""] if fixed else []
     whole = [row for row in rows if row.way == "pipeline"]
     proven = sum(row.outcome == "proven" for row in whole)
     runs = sum(row.outcome != "original" for row in whole)
     if len(whole) == len(rows):
-        return ["All through the whole pipeline.", ""]
+        return ["All through the whole pipeline.", "", *more]
     if not whole:
-        return ["All by the step functions.", ""]
-    return [f"Through the whole pipeline: {proven} of {runs} that run; the others by the step functions.", ""]
+        return ["All by the step functions.", "", *more]
+    return [f"Through the whole pipeline: {proven} of {runs} that run; the others by the step functions.", "", *more]
 
 
 def _causes(rows: Iterable[Result]) -> list[str]:
@@ -146,6 +148,8 @@ def _row(result: Result, peers: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"family": result.family, "name": result.name, "outcome": result.outcome, "way": result.way}
     said = {"winner": result.winner, "code": result.code, "message": result.message}
     row |= {key: value for key, value in said.items() if value}
+    if result.notes.get("fixed"):
+        row["fixed"] = result.notes["fixed"][0]
     if result.outcome == "original":
         row["message"] = result.notes.get("itself", "")
     told = peers.get(f"{result.family}/{result.name}")

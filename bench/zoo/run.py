@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROUNDS, BUDGET_S = 5, 3.0
 """Measuring in the zoo proves that it can be done; bench/run.py says how fast things are."""
 STEPS_TIMEOUT_S = 300
-NOTED = ("traceback", "job", "dropped", "path", "reference")
+NOTED = ("traceback", "job", "dropped", "path", "reference", "fixed")
 """What is kept of what a way told, beside the outcome."""
 
 
@@ -115,6 +115,7 @@ class Zoo:
         from modelium import follow
         from modelium.account import build
         from modelium.submit import submit_path
+        from planner.fixed_sizes import FIXED
 
         ids = submit_path(self.context, path)
         if not ids:
@@ -130,6 +131,8 @@ class Zoo:
         if account.state.value in ("deployed", "unchanged"):
             told["proven"] = [account.winner or ""]
             told["dropped"] = [f"{c.id}: {c.reason}" for c in account.candidates if c.state == "failed"]
+            notes = account.descriptor.notes if account.descriptor else ()
+            told["fixed"] = [note for note in notes if note.startswith(FIXED)]
             if family.id == "onnx":
                 told["disagreement"] = self._disagreement(path, Path(told["reference"]))
             return told

@@ -9,6 +9,7 @@ usage: steps.py TOOLCHAIN...    those that this interpreter has
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -25,9 +26,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from schemas.catalog import CATALOG, parse_options  # noqa: E402
 from schemas.descriptor import ModelDescriptor  # noqa: E402
-from schemas.errors import ModeliumError  # noqa: E402
+from schemas.errors import ModeliumError, SizesFrozen  # noqa: E402
 from schemas.evidence import ParityReport  # noqa: E402
-from schemas.plan import Candidate  # noqa: E402
+from schemas.plan import Candidate, ConversionPlan  # noqa: E402
 from schemas.sidecar import Sidecar  # noqa: E402
 from schemas.step_io import StepContext, StepOutcome, StepRequest  # noqa: E402
 from schemas.target import TargetProfile  # noqa: E402
@@ -41,7 +42,7 @@ class Story:
         self.descriptor: ModelDescriptor | None = None
         self.sidecar = Sidecar.model_validate(sidecar) if sidecar is not None else None
         self.reference: Path | None = None
-        self.hint = ""
+        self.hint, self.frozen = "", False
 
     def step(self, kind: str, options: dict[str, Any], **inputs: Path) -> tuple[StepOutcome, Path]:
         """Run one catalogued step; return what it gives and the folder that its outputs are in."""
@@ -66,6 +67,7 @@ class Story:
     def tell(self) -> dict[str, Any]:
         """Return what became of the model: ``proven`` with the candidates, or an error's code, message and hint."""
         from planner import rules
+        from planner.fixed_sizes import fixed_sizes
 
         report: Any = self.step("analyze", {}, model=self.model)[0].report
         if report.refusal is not None:
@@ -74,17 +76,31 @@ class Story:
         probed: Any = self.step("probe", {}, model=self.model)[0].report
         self.descriptor = probed.descriptor
         plan = rules.plan(probed.descriptor, TargetProfile(), frozenset(sys.argv[1:]))
+        proven, reasons = self._candidates(plan)
+        first = reasons
+        for choices in fixed_sizes(probed.descriptor):
+            if proven or not self.frozen:
+                break
+            for self.descriptor in choices:
+                with contextlib.suppress(ModeliumError):
+                    proven, reasons = self._candidates(plan)
+                    break
+        if not proven:
+            message = f"No candidate could be proven; {first[0] if first else 'none was planned'}"
+            return {"code": "conversion_failed", "message": message, "hint": self.hint}
+        return {"proven": proven, "dropped": reasons, "fixed": self.descriptor.notes[len(probed.descriptor.notes) :]}
+
+    def _candidates(self, plan: ConversionPlan) -> tuple[list[str], list[str]]:
+        """Return the candidates that are proven, and why the others are dropped."""
         outcome, out = self.step("reference", {}, model=self.model)
         reference = self.reference = out / outcome.outputs["reference"]
+        self.frozen = False
         proven, reasons = [], []
         for candidate in plan.candidates:
             why = self._prove(candidate, reference)
             proven += [] if why else [candidate.id]
             reasons += [f"{candidate.id}: {why}"] if why else []
-        if not proven:
-            message = f"No candidate could be proven; {reasons[0] if reasons else 'none was planned'}"
-            return {"code": "conversion_failed", "message": message, "hint": self.hint}
-        return {"proven": proven, "dropped": reasons}
+        return proven, reasons
 
     def _prove(self, candidate: Candidate, reference: Path) -> str:
         """Return why a candidate is dropped, '' when it is proven."""
@@ -95,6 +111,7 @@ class Story:
                     outcome, out = self.step(attempt.kind, attempt.options, model=model, reference=reference)
                 except ModeliumError as error:
                     why = f"{attempt.kind}: {error.args[0]}"
+                    self.frozen |= isinstance(error, SizesFrozen)
                     self.hint = self.hint or error.hint
                     continue
                 model, why = out / outcome.outputs["model"], ""

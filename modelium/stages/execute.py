@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from modelium.arrivals import end_state
 from modelium.stages.analyze import model_inputs, model_sha256
@@ -18,7 +19,7 @@ from modelium.work import Work, failure
 from schemas.account import CandidateAccount
 from schemas.catalog import TOOLCHAIN_OF_FORMAT, entry, toolchain_of
 from schemas.descriptor import Format, ModelDescriptor
-from schemas.errors import ErrorDocument, Unsupported
+from schemas.errors import ErrorDocument, SizesFrozen, Unsupported
 from schemas.evidence import ParityReport, ReferenceReport
 from schemas.job import JobState
 from schemas.plan import ORIGINAL, Candidate, ConversionPlan, Step
@@ -31,38 +32,84 @@ _FINAL = frozenset({"model_failed", "needs_input", "quarantined"})
 
 
 def execute(work: Work) -> Next:
-    """Return ``measuring`` with the candidates that passed parity, or ``failed`` when none may be served."""
+    """Return ``measuring`` with the candidates that passed parity, or ``failed`` when none may be served.
+
+    When none was proven because conversions hold at some sizes only, the sizes are fixed in the descriptor, which later
+    stages read, and all is done again: the original's answers, the chains, parity.
+    """
+    from planner.fixed_sizes import fixed_sizes
+
     descriptor = work.descriptor()
     plan = ConversionPlan.model_validate(work.document("plan"))
-    # The original's answers are computed before any exporter has touched it.
-    run = work.step(
+    run = _reference(work, descriptor)
+    if run.state is not StepRunState.SUCCEEDED:
+        error = failure(run)
+        return Next(end_state(error), reason=error.message, error=error)
+    tried = first = _try(work, plan, descriptor, run)
+    for choices in fixed_sizes(descriptor):
+        if tried.passed or not tried.frozen:
+            break
+        for fixed in choices:
+            run = _reference(work, fixed)
+            if run.state is StepRunState.SUCCEEDED:
+                log.info("fixing sizes: %s", fixed.notes[-1])
+                tried = _try(work, plan, fixed, run)
+                break
+    if tried.passed:
+        return Next(JobState.MEASURING, keep={**tried.keep, "descriptor": tried.descriptor})
+    account = next(iter(first.accounts.values()))
+    hints = [failure(run).hint for run in first.failed.values() if failure(run).hint]
+    error = ErrorDocument(
+        code="conversion_failed",
+        message=f"No candidate could be proven; {account.id}: {account.reason}"[:2000],
+        hint=hints[0] if hints else f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
+    )
+    return Next(JobState.FAILED, reason=error.message, error=error, keep=first.keep)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What became of all candidates with one descriptor."""
+
+    descriptor: ModelDescriptor
+    reference: StepRun
+    accounts: dict[str, CandidateAccount]
+    failed: dict[str, StepRun]
+
+    @property
+    def passed(self) -> bool:
+        return any(account.state == "passed" for account in self.accounts.values())
+
+    @property
+    def frozen(self) -> bool:
+        return any(failure(run).code == SizesFrozen.code for run in self.failed.values())
+
+    @property
+    def keep(self) -> dict[str, Any]:
+        return {
+            "candidates": [account.model_dump(mode="json") for account in self.accounts.values()],
+            "inputs": {"reference": self.reference.outputs["reference"]},
+            "reference": ReferenceReport.model_validate(self.reference.report),
+        }
+
+
+def _reference(work: Work, descriptor: ModelDescriptor) -> StepRun:
+    """Run the step that computes the original's answers, before any exporter has touched it."""
+    return work.step(
         "reference",
         model_inputs(work),
         toolchain=toolchain_of(descriptor),
         descriptor=descriptor,
         with_target=True,
     )
-    if run.state is not StepRunState.SUCCEEDED:
-        error = failure(run)
-        return Next(end_state(error), reason=error.message, error=error)
-    work.keep("reference", ReferenceReport.model_validate(run.report))
-    reference = run.outputs["reference"]
-    shared = _Shared()
-    accounts = _convert_all(work, plan, descriptor, reference, ReferenceReport.model_validate(run.report), shared)
-    keep = {
-        "candidates": [a.model_dump(mode="json") for a in accounts.values()],
-        "inputs": {"reference": reference},
-    }
-    if any(account.state == "passed" for account in accounts.values()):
-        return Next(JobState.MEASURING, keep=keep)
-    first = next(iter(accounts.values()))
-    hints = [failure(run).hint for run in shared.failed.values() if failure(run).hint]
-    error = ErrorDocument(
-        code="conversion_failed",
-        message=f"No candidate could be proven; {first.id}: {first.reason}"[:2000],
-        hint=hints[0] if hints else f"`modelium logs {work.claim.job.id[:12]}` shows each step's log.",
-    )
-    return Next(JobState.FAILED, reason=error.message, error=error, keep=keep)
+
+
+def _try(work: Work, plan: ConversionPlan, descriptor: ModelDescriptor, run: StepRun) -> _Tried:
+    """Convert and prove every candidate of the plan beside the original's answers in ``run``."""
+    report, shared = ReferenceReport.model_validate(run.report), _Shared()
+    work.keep("reference", report)
+    accounts = _convert_all(work, plan, descriptor, run.outputs["reference"], report, shared)
+    return _Tried(descriptor, run, accounts, shared.failed)
 
 
 def _convert_all(

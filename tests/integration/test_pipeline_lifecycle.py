@@ -225,6 +225,36 @@ def test_a_plan_converts_and_keeps_nothing(tmp_path: Path, network: Path) -> Non
     assert not [p for p in home.iterdir() if p.name.startswith("plan-")]
 
 
+@pytest.mark.timeout(600)
+def test_a_model_that_converts_at_one_size_only_is_served_at_that_size(tmp_path: Path) -> None:
+    from deployer.config_text import parse_config
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.body = nn.Linear(4, 4)\n\n"
+        "    def forward(self, x):\n        total = torch.zeros_like(x[:, 0])\n"
+        # A loop over a length is written out as often as it was long.
+        "        for place in range(x.shape[1]):\n            total = self.body(total + x[:, place]).tanh()\n"
+        "        return total\n"
+    )
+    save = "import sys, torch; sys.path[:0] = sys.argv[1:]; import net; torch.save(net.Net().state_dict(), 'net.pt')"
+    subprocess.run([sys.executable, "-c", save, folder], cwd=folder, check=True, timeout=120)
+    (folder / "net.pt.modelium.yaml").write_text(
+        "module: {file: net.py, class_name: Net}\ninputs:\n- {name: x, dtype: float32, shape: [batch, items, 4]}\n"
+    )
+    home = tmp_path / "home"
+    account = json.loads(modelium(home, "convert", folder / "net.pt", "--json").stdout)
+    assert account["state"] == "deployed"
+    (fixed,) = (note for note in account["descriptor"]["notes"] if "fixed sizes" in note)
+    assert "items at 16" in fixed
+    assert account["reference"]["cases"], "the original was asked again at these sizes"
+    config = parse_config((home / "model_repository" / "net" / "config.pbtxt").read_text())
+    assert list(config.input[0].dims) == [16, 4]
+    assert config.max_batch_size > 1, "the batch stays open"
+
+
 def test_a_second_up_on_the_same_home_is_refused(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running(home):

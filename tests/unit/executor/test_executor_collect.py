@@ -19,6 +19,7 @@ LIMITS = Limits(workspace_bytes=1 << 20, workspace_files=16, result_bytes=4096)
 REPORT = {"opset": 17, "operators": {}, "inputs": [], "outputs": [], "size_bytes": 1}
 GOOD = {"ok": True, "report": REPORT}
 FAILED = {"ok": False, "error": {"code": "conversion_failed", "message": "No."}}
+FROZEN = {"ok": False, "error": {"code": "sizes_frozen", "message": "At one size only."}}
 
 
 def result_of(tmp_path: Path, content: bytes):
@@ -29,6 +30,7 @@ def result_of(tmp_path: Path, content: bytes):
 def test_a_valid_result_is_read(tmp_path):
     assert result_of(tmp_path, json.dumps(GOOD).encode()).ok
     assert result_of(tmp_path, json.dumps(FAILED).encode()).error.code == "conversion_failed"
+    assert result_of(tmp_path, json.dumps(FROZEN).encode()).error.code == "sizes_frozen"
 
 
 @pytest.mark.parametrize(

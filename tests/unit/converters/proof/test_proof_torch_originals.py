@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from converters import exported_program_onnx, huggingface_onnx, module_onnx, torchscript_onnx
+from planner.fixed_sizes import fixed_sizes
 from schemas.descriptor import Format
-from schemas.errors import ModelFailed, NeedsInput, Unsupported
+from schemas.errors import ModelFailed, NeedsInput, SizesFrozen, Unsupported
 from schemas.sidecar import Sidecar
 
 pytestmark = pytest.mark.torch
@@ -317,6 +318,36 @@ class Net(nn.Module):
 def test_code_that_fails_is_told_as_the_code_s_fault(with_class, code, said):
     with pytest.raises(ModelFailed, match=said):
         with_class(net().state_dict(), code).probe()
+
+
+LOOP = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, x):
+        total = torch.zeros_like(x[:, 0])
+        for place in range(x.shape[1]):
+            total = self.body(total + x[:, place]).tanh()
+        return total
+"""
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_an_export_that_holds_at_one_length_only_says_so_and_holds_there(with_class, exporter):
+    names: dict[str, type[nn.Module]] = {}
+    exec("import torch\nfrom torch import nn\n" + LOOP, names)
+    story = with_class(names["Net"]().state_dict(), LOOP)
+    module = story.sidecar.module
+    inputs = [{"name": "x", "dtype": "float32", "shape": ["batch", "items", 4]}]
+    story.sidecar = Sidecar.model_validate({"module": module.model_dump(), "inputs": inputs})
+    options = {"exporter": exporter, "opset": 18 if exporter == "dynamo" else 17}
+    with pytest.raises(SizesFrozen):
+        prove(story, **options)
+    ((story.descriptor,), _) = fixed_sizes(story.descriptor)
+    report = prove(story, **options)
+    assert report.inputs[0].shape == ("batch", story.descriptor.inputs[0].shape[1], 4)
 
 
 def test_a_forward_of_any_number_of_arguments_asks_which_inputs_it_takes(with_class):
