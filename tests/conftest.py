@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import docker
 import hypothesis
 import psutil
 import pytest
@@ -137,6 +136,8 @@ class DockerEngine:
 
     def containers(self) -> list[dict[str, Any]]:
         """Every container that there is, running or not."""
+        import docker
+
         with docker.APIClient(self.host) as client:
             return client.containers(all=True)
 

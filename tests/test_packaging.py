@@ -26,6 +26,8 @@ HEAVY = {
     "numpy",
     "analyzer",
     "converters",
+    "docker",
+    "kubernetes",
 }
 packaged = pytest.mark.skipif("MODELIUM_PACKAGED" not in os.environ, reason="only the installed wheel can show it")
 
@@ -51,7 +53,8 @@ def test_the_command_line_imports_no_ml_library() -> None:
 def test_the_workers_and_the_supervisor_import_no_ml_library() -> None:
     stages = "import modelium.celery_app, modelium.supervisor, modelium.account, modelium.report, modelium.doctor"
     packages = (
-        "import ingestion.folder, planner.rules, validator.verdict, executor, deployer.entry, modelium.stages.deploy"
+        "import ingestion.folder, planner.rules, validator.verdict, executor, deployer.entry, modelium.stages.deploy, "
+        "executor.find, executor.docker_sandbox"
     )
     assert imported_by(f"{stages}\n{packages}") == set()
 

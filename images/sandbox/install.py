@@ -12,7 +12,6 @@ UNUSED = (
     "torch/include",
     "torch/share",
     "torch/test",
-    "torch/bin",
     "onnx/backend/test",
     "**/tests",
     "**/*.a",
