@@ -23,7 +23,7 @@ from schemas.catalog import StepKind, entry, parse_options
 from schemas.errors import InvalidDocument, LimitExceeded, ModelFailed, ModeliumError, ToolchainMissing
 from schemas.step_io import RESULT_FILE, STEP_FILE, StepContext, StepFunction, StepOutcome, StepRequest, StepResult
 
-_PRELOADED = {
+PRELOADED = {
     "onnx": ("onnx", "onnxruntime"),
     "torch": ("torch",),
     "sklearn": ("sklearn",),
@@ -83,7 +83,7 @@ def _import(kind: StepKind) -> StepFunction:
     module_name, _, function_name = kind.function.partition(":")
     toolchain = os.environ.get("MODELIUM_TOOLCHAIN", kind.toolchains[0])
     # Analysis reads headers as bytes: it imports what a format needs itself, and starts in a tenth of a second.
-    preloaded = () if kind.kind == "analyze" else _PRELOADED.get(toolchain, ())
+    preloaded = () if kind.kind == "analyze" else PRELOADED.get(toolchain, ())
     try:
         for name in preloaded:
             importlib.import_module(name)

@@ -12,6 +12,7 @@ from executor import cgroup, toolchain, workspace
 from executor.collect import read_outputs, read_result
 from executor.sandbox import OUT, Command, Ending, Observers, Sandbox
 from executor.step_spec import StepOutput, StepSpec
+from executor.warm_protocol import FORKABLE
 from executor.workspace import Workspace
 from schemas.catalog import entry, parse_options
 from schemas.errors import (
@@ -69,8 +70,9 @@ def run(
         peak_memory_bytes=ending.peak_memory_bytes,
         import_s=result.import_s or None,
         run_s=result.run_s or None,
+        warm=ending.warm is not None,
     )
-    return StepOutput(result, out, outputs, usage, isolation, ending.log, folder)
+    return StepOutput(result, out, outputs, usage, ending.warm or isolation, ending.log, folder)
 
 
 def sweep(workspaces: Path) -> int:
@@ -116,7 +118,10 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     argv = (str(interpreter), "-P", "-s", "-m", "executor.child", str(sandbox.root(folder)))
     environment = _environment(request, spec.toolchain.name)
     beside = tuple(tools.interpreter for tools in spec.beside)
-    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside)
+    # What is timed has the machine to itself, and a process that holds nothing but what it timed.
+    is_warm = spec.toolchain.name in FORKABLE and request.kind != "measure"
+    warm = spec.toolchain.name if is_warm else None
+    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside, warm)
     return sandbox.execute(command, observers)
 
 

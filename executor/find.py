@@ -18,6 +18,7 @@ from executor.kubernetes_sandbox import KubernetesSandbox
 from executor.sandbox import Sandbox
 from executor.seccomp import program
 from executor.unisolated_sandbox import UnisolatedSandbox
+from executor.warm_parents import WarmBounds
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
 
@@ -42,15 +43,16 @@ def find_sandbox(
     *,
     backend: Literal["auto", "bubblewrap", "docker"] = "auto",
     docker: DockerOptions = DockerOptions(),
+    warm: WarmBounds | None = None,
     required: Iterable[str] = REQUIRED,
 ) -> Sandbox:
     """Return a sandbox that was seen to isolate; probed once per process. ``auto`` is bubblewrap.
 
     Raises SandboxUnavailable with what to do, unless ``allow_none``: then a sandbox that isolates nothing is better
-    than none, and every run says so.
+    than none, and every run says so. Bubblewrap's steps start warm within the bounds of ``warm``.
     """
     try:
-        sandbox = _docker(docker) if backend == "docker" else _bubblewrap()
+        sandbox = _docker(docker) if backend == "docker" else _bubblewrap(warm)
         lacking = sandbox.isolation(Limits()).lacking(required)
         if lacking:
             raise SandboxUnavailable(
@@ -81,7 +83,7 @@ def _docker(options: DockerOptions) -> Sandbox:
 
 
 @functools.cache
-def _bubblewrap() -> Sandbox:
+def _bubblewrap(warm: WarmBounds | None = None) -> Sandbox:
     executable = shutil.which("bwrap")
     if executable is None:
         raise SandboxUnavailable(
@@ -96,7 +98,7 @@ def _bubblewrap() -> Sandbox:
         program()
     except (RuntimeError, OSError) as error:
         raise SandboxUnavailable(f"No system call filter can be made ({error}).", hint=_INSTALL) from error
-    sandbox = BwrapSandbox(executable)
+    sandbox = BwrapSandbox(executable, warm)
     sandbox.isolation(Limits())
     return sandbox
 

@@ -6,9 +6,9 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from executor.sandbox import SANDBOX_UID, Command, Sandbox
+from executor.sandbox import SANDBOX_UID, Command, Ending
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
@@ -66,7 +66,16 @@ class Bounds:
     notes: tuple[str, ...] = ()
 
 
-def probe(sandbox: Sandbox, interpreter: Path, bounds: Bounds) -> Isolation:
+class Runs(Protocol):
+    """What a probe needs of a sandbox."""
+
+    name: str
+
+    def execute(self, command: Command) -> Ending:
+        """Run ``command`` to its end."""
+
+
+def probe(sandbox: Runs, interpreter: Path, bounds: Bounds) -> Isolation:
     """Run the probes and return what held. Raises SandboxUnavailable when the sandbox does not start."""
     seen, memory = _look(sandbox, interpreter), bounds.memory
     notes = list(bounds.notes)
@@ -89,7 +98,7 @@ def probe(sandbox: Sandbox, interpreter: Path, bounds: Bounds) -> Isolation:
     )
 
 
-def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
+def _look(sandbox: Runs, interpreter: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
         argv = (str(interpreter), "-I", "-S", "-c", _LOOK)
         try:
@@ -112,7 +121,7 @@ def _look(sandbox: Sandbox, interpreter: Path) -> dict[str, Any]:
     return seen
 
 
-def _memory_is_bounded(sandbox: Sandbox, interpreter: Path) -> bool:
+def _memory_is_bounded(sandbox: Runs, interpreter: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
         argv = (str(interpreter), "-I", "-S", "-c", _HOG)
         ending = sandbox.execute(Command(argv, Path(folder), interpreter, _TIGHT))

@@ -24,7 +24,8 @@ class Command:
 
     ``argv`` is as seen inside. ``workspace`` is the host folder with ``step.json`` and ``out/``; ``inputs`` are host
     files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown,
-    and ``beside`` are others that the program starts.
+    and ``beside`` are others that the program starts. ``warm`` names the toolchain whose warm parent may run ``argv``,
+    Python's ``-m`` or ``-c``, instead of a new process.
     """
 
     argv: tuple[str, ...]
@@ -34,6 +35,7 @@ class Command:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
+    warm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Ending:
     """How a sandbox ended. Nothing of it runs any more.
 
     ``exit_code`` is the program's, 128 + n when signal n ended it. ``error`` is set when the sandbox stopped it or
-    the kernel did for its sake (LimitExceeded, StorageFull, Cancelled); whatever it wrote is void then.
+    the kernel did for its sake (LimitExceeded, StorageFull, Cancelled); whatever it wrote is void then. ``warm`` is
+    what was enforced when it ran in a child of a warm parent, None when it was a process of its own.
     """
 
     exit_code: int
@@ -62,6 +65,7 @@ class Ending:
     wall_s: float
     cpu_s: float | None
     peak_memory_bytes: int | None
+    warm: Isolation | None = None
 
 
 class Sandbox(Protocol):

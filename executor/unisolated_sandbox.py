@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from executor.cgroup import Cgroup
+from executor.pipes import Pipes
 from executor.sandbox import NO_OBSERVERS, OUT, PROGRESS_VARIABLE, Command, Ending, Observers
-from executor.supervise import Pipes, supervise
+from executor.supervise import supervise
 from schemas.step_run import Isolation, Limits
 
 _OPEN_FILES = 4096

@@ -62,6 +62,7 @@ class Context:
             allow_none=chosen.allow_no_isolation,
             backend=backend,
             docker=DockerOptions(chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime),
+            warm=chosen.warm(),
             required=chosen.require_isolation.least,
         )
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def examine(context: Context) -> Iterator[Check]:
     for name in NEEDED:
         yield _guarded(f"toolchain {name}", lambda name=name: _toolchain(context, name))  # type: ignore[misc]
     yield _guarded("isolation", lambda: _isolation(context))
+    yield _guarded("warm starts", lambda: _warm_starts(context))
     yield _guarded("broker", lambda: _broker(context))
     yield _guarded("database", lambda: _database(context))
     yield _gpu()
@@ -91,6 +93,24 @@ def _isolation(context: Context) -> Check:
     whole = all((found.no_network, found.read_only_root, found.own_user, found.own_pids, found.seccomp))
     notes = " ".join(found.notes)
     return Check("isolation", "ok" if whole else "warn", f"{found.backend}: {', '.join(held)}", notes)
+
+
+def _warm_starts(context: Context) -> Check:
+    from executor.bwrap_sandbox import BwrapSandbox
+
+    sandbox, toolchain = context.sandbox, context.toolchain("onnx")
+    if not isinstance(sandbox, BwrapSandbox):
+        return Check("warm starts", "ok", f"none; the sandbox {sandbox.name} starts every step anew")
+    if not context.settings.warm_parents:
+        return Check("warm starts", "ok", "switched off; every step starts anew", "Unset MODELIUM_WARM_PARENTS.")
+    why = sandbox.why_not_warm(toolchain.name, toolchain.interpreter)
+    if why is None:
+        began = time.monotonic()
+        why = sandbox.why_not_warm(toolchain.name, toolchain.interpreter)
+        took_ms = (time.monotonic() - began) * 1000
+    if why is not None:
+        return Check("warm starts", "warn", f"none, which costs each step a second or more: {why}")
+    return Check("warm starts", "ok", f"an empty step took {took_ms:.0f} ms, and is confined like any other")
 
 
 def _broker(context: Context) -> Check:

@@ -23,6 +23,7 @@ from schemas.target import TargetProfile
 
 if TYPE_CHECKING:
     from executor.kubernetes_job import Placement
+    from executor.warm_parents import WarmBounds
 
 PREFIX = "MODELIUM_"
 NOT_SETTINGS = frozenset({"MODELIUM_TRITON_DIR"})
@@ -108,6 +109,17 @@ class Settings(BaseSettings):
     step_timeout_s: float = Field(default=900, gt=0, description="Seconds one step may run")
     step_processes: int = Field(default=512, ge=16, description="Processes and threads one step may have")
     step_workspace_bytes: int = Field(default=20 << 30, ge=1 << 20, description="Bytes one step may write")
+    warm_parents: int = Field(
+        default=3,
+        ge=0,
+        le=16,
+        description="Toolchains that a process which runs steps keeps imported, so that steps start at once; "
+        "0: every step starts anew",
+    )
+    warm_memory_bytes: int = Field(
+        default=1 << 30, ge=64 << 20, description="Memory that the imported toolchains of one process may hold together"
+    )
+    warm_idle_s: float = Field(default=120, gt=0, description="An imported toolchain ends when unused for so long")
     convert_budget_s: float = Field(
         default=300,
         gt=0,
@@ -173,6 +185,12 @@ class Settings(BaseSettings):
             runtime_class=self.sandbox_runtime,
             seccomp_profile=self.kubernetes_seccomp_profile,
         )
+
+    def warm(self) -> WarmBounds:
+        """Return how much the imported toolchains of one process may take."""
+        from executor.warm_parents import WarmBounds
+
+        return WarmBounds(self.warm_parents, self.warm_memory_bytes, self.warm_idle_s)
 
     def interpreter(self, toolchain: str) -> Path:
         """Return the interpreter of ``toolchain``."""

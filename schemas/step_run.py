@@ -63,6 +63,7 @@ class Usage(Document):
     peak_memory_bytes: int | None = Field(default=None, ge=0)
     import_s: float | None = Field(default=None, ge=0, description="Importing the toolchain inside the child")
     run_s: float | None = Field(default=None, ge=0, description="The step's own work inside the child")
+    warm: bool = Field(default=False, description="Forked from a process that had its imports done, not started anew")
 
 
 class StepRunState(StrEnum):

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from executor import find_sandbox
+from executor.bwrap_sandbox import BwrapSandbox
 from executor.cgroup import _hierarchies
 from executor.find import DockerOptions
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
+from executor.warm_parents import WarmBounds
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
 
@@ -28,14 +31,14 @@ LIMITS = Limits(
 )
 
 
-@pytest.fixture(scope="session", params=["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(scope="session", params=["bubblewrap", "warm", pytest.param("docker", marks=pytest.mark.docker)])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """Each backend; a test of what only one does is parametrised with that one."""
+    """Each backend, bubblewrap cold and warm; a test of what only one does is parametrised with that one."""
     if request.param == "docker":
         engine = request.getfixturevalue("docker_engine")
         return find_sandbox(backend="docker", docker=DockerOptions(engine.host))
     try:
-        return find_sandbox(backend="bubblewrap")
+        return find_sandbox(backend="bubblewrap", warm=WarmBounds() if request.param == "warm" else None)
     except SandboxUnavailable as error:
         if os.environ.get("CI"):
             raise
@@ -44,13 +47,17 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
 
 @dataclass
 class Box:
-    """Runs code inside the sandbox, never on the host; the test ends by proving that nothing of it is left."""
+    """Runs code inside the sandbox, never on the host; the test ends by proving that nothing of it is left.
+
+    ``warm`` names the warm parent that it is forked from; a step that then starts cold all the same fails the test.
+    """
 
     sandbox: Sandbox
     folder: Path
     limits: Limits = LIMITS
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     runs: int = 0
+    warm: str | None = None
 
     def __call__(
         self, code: str, observers: Observers = NO_OBSERVERS, inputs: dict[str, Path] | None = None, **limits: float
@@ -64,9 +71,12 @@ class Box:
             interpreter=Path(sys.executable),
             limits=self.limits.model_copy(update=limits),
             inputs=inputs or {},
-            environment={"MARK": self.mark},
+            environment={} if self.warm else {"MARK": self.mark},
+            warm=self.warm,
         )
-        return self.sandbox.execute(command, observers)
+        ending = self.sandbox.execute(command, observers)
+        assert (ending.warm is not None) == (self.warm is not None)
+        return ending
 
     @property
     def out(self) -> Path:
@@ -80,7 +90,13 @@ class Box:
                     left.append((environ.parent / "cmdline").read_text().replace("\0", " "))
             except OSError:
                 continue
-        return left
+        return left + [str(process) for process in self.warm_children(os.getpid())]
+
+    @staticmethod
+    def warm_children(owner: int) -> list[psutil.Process]:
+        """What runs below ``owner`` in a namespace of processes inside another one: no warm parent does itself."""
+        levels = _levels("self")
+        return [p for p in psutil.Process(owner).children(recursive=True) if _levels(p.pid) > levels + 1]
 
     @staticmethod
     def zombies_left() -> list[str]:
@@ -98,6 +114,14 @@ class Box:
         return [group for parent in parents for group in parent.glob(f"modelium-{pid}-*")]
 
 
+def _levels(pid: int | str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return len(next(line for line in lines if line.startswith("NSpid:")).split()[1:])
+
+
 _OF_CONTAINERS = ("- overlay overlay", "- nsfs nsfs", "- tmpfs shm", "/tmp/modelium-docker-")
 
 
@@ -106,6 +130,9 @@ def box(sandbox: Sandbox, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
     engine = request.getfixturevalue("docker_engine") if sandbox.name == "docker" else None
     mounts = _mounts(engine)
     box = Box(sandbox, tmp_path)
+    if isinstance(sandbox, BwrapSandbox) and sandbox.starts_warm:
+        box.warm = "bare"
+        box("pass")  # the parent starts before a test looks at the clock
     yield box
     assert box.processes_left() == []
     assert engine is None or engine.containers() == []

@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from executor.cgroup import Cgroup
@@ -23,12 +24,16 @@ from executor.workspace import remove_tree, sweep
 from schemas.errors import Cancelled, LimitExceeded, SandboxCrashed
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(60)]
-of_bubblewrap = pytest.mark.parametrize("sandbox", ["bubblewrap"], indirect=True)
+of_bubblewrap = pytest.mark.parametrize("sandbox", ["bubblewrap", "warm"], indirect=True)
 of_docker = pytest.mark.parametrize("sandbox", [pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
 
 
 def code(text: str) -> str:
     return textwrap.dedent(text)
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_host_files_and_homes_are_not_there(box, tmp_path):
@@ -290,12 +295,12 @@ def test_it_cannot_become_another_user_or_gain_capabilities(box):
             except OSError:
                 pass
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-        print([int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")])
+        print([int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")])
         print(status["NoNewPrivs"].strip())
         print(os.getuid(), os.getgid(), os.getgroups() in ([], [65534]))
         """)
     )
-    assert seen.log == "[0, 0, 0, 0]\n1\n65534 65534 True\n"
+    assert seen.log == "[0, 0, 0, 0, 0]\n1\n65534 65534 True\n"
 
 
 def test_threads_processes_and_spawned_workers_work(box):
@@ -723,13 +728,15 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
             from executor import find_sandbox
             from executor.find import DockerOptions
             from executor.sandbox import Command, Observers
+            from executor.warm_parents import WarmBounds
             from executor.workspace import Workspace
             from schemas.step_run import Limits
             folder = Workspace(Path({str(tmp_path)!r}) / "workspaces")
             inside = "import os, time; os.fork() or os.write(1, bytes([117, 112, 10])); time.sleep(60)"
             argv = (sys.executable, "-I", "-S", "-u", "-c", inside)
-            command = Command(argv, folder.path, Path(sys.executable), Limits(), {{}}, {{"MARK": {box.mark!r}}})
-            sandbox = find_sandbox(backend={box.sandbox.name!r}, docker=DockerOptions({host!r}))
+            command = Command(argv, folder.path, Path(sys.executable), Limits(), {{}}, {{"MARK": {box.mark!r}}},
+                              warm={box.warm!r})
+            sandbox = find_sandbox(backend={box.sandbox.name!r}, docker=DockerOptions({host!r}), warm=WarmBounds())
             sandbox.execute(command, Observers(on_log=lambda text: print(text, flush=True)))
             """),
         ],
@@ -738,15 +745,17 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
         cwd="/",
     )
     assert owner.stdout is not None and owner.stdout.readline() == "up\n"
-    assert box.processes_left()
+    started = psutil.Process(owner.pid).children(recursive=True)
+    assert bool(box.warm_children(owner.pid)) == bool(box.warm)
+    assert box.warm or box.processes_left()
     assert sweep(tmp_path / "workspaces") == 0  # its owner lives
     owner.kill()
     owner.wait()
     owner.stdout.close()
     deadline = time.monotonic() + 5
-    while box.processes_left() and time.monotonic() < deadline:
+    while (any(map(runs, started)) or box.processes_left()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert box.processes_left() == []
+    assert not any(map(runs, started)) and box.processes_left() == []
     assert sweep(tmp_path / "workspaces") == 1
     sweep_groups()
     assert box.groups_of(owner.pid) == []

@@ -127,8 +127,8 @@ onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], 
 
 @pytest.mark.sandbox
 def test_a_step_out_of_time_says_so(workspaces, sandbox, relu):
-    with run(optimize(relu, timeout_s=0.1), workspaces=workspaces, sandbox=sandbox) as output:
-        assert output.result.error.code == "limit_exceeded" and output.result.error.facts["limit"] == 0.1
+    with run(optimize(relu, timeout_s=0.01), workspaces=workspaces, sandbox=sandbox) as output:
+        assert output.result.error.code == "limit_exceeded" and output.result.error.facts["limit"] == 0.01
 
 
 @pytest.mark.sandbox

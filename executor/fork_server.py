@@ -1,0 +1,221 @@
+"""Runs inside the sandbox: ``python -P -m executor.fork_server CONTROL FILTER TOOLCHAIN`` is a warm parent.
+
+It imports a toolchain once, then forks a child for every request on the socket CONTROL. It reads nothing of a request:
+what describes a step is a file that only the child opens, when it has left the parent's namespaces.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from executor import confinement, preloading
+from executor.warm_protocol import (
+    FIRST_GROUP,
+    GO,
+    HERE,
+    LOG,
+    MOST_DESCRIPTORS,
+    PROGRESS,
+    PROGRESS_DESCRIPTOR,
+    READY,
+    REPORT,
+    REQUEST,
+)
+
+_OPENBLAS_PATIENCE_S = 1.0
+_OUT_OF_THE_WAY = 500
+
+Program = Callable[[], None]
+
+
+def main() -> None:
+    """Import, serve, and in the process of a step become the program that it asks for."""
+    control, filter_descriptor, toolchain = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    system_calls = os.pread(filter_descriptor, 1 << 20, 0)
+    os.close(filter_descriptor)
+    for name in preloading.first(toolchain):
+        preloading.preload(name)
+    with socket.socket(fileno=control) as channel:
+        os.set_inheritable(control, False)
+        program = _serve(channel, system_calls, preloading.later(toolchain))
+    program()
+
+
+def _serve(channel: socket.socket, system_calls: bytes, waiting: Iterator[Callable[[], object]]) -> Program:
+    """Fork for each request, for ever; returns in the process of a step."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    _settle(channel)
+    _freeze()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(1, 2)
+    channel.send(READY)
+    more = True
+    while True:
+        while more and not select.select([channel], [], [], 0)[0]:
+            load = next(waiting, None)
+            more = load is not None
+            if load is not None:
+                load()
+                _freeze()
+        message, ancillary, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            os._exit(0)
+        descriptors = _descriptors(ancillary)
+        _settle(channel)
+        confinement.call("unshare", confinement.CLONE_NEWPID)
+        try:
+            child = os.fork()
+        except OSError:
+            child = -1  # the host sees that nobody answers
+        if child == 0:
+            channel.close()
+            return _Child(descriptors, system_calls).enter()
+        confinement.call("setns", own, confinement.CLONE_NEWPID)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _settle(channel: socket.socket) -> None:
+    """Make sure that a fork takes everything along: this is the only thread."""
+    if _threads() > 1:
+        # OpenBLAS ends its threads before a fork, and makes new ones when it is called next.
+        if os.fork() == 0:
+            os._exit(0)
+        deadline = time.monotonic() + _OPENBLAS_PATIENCE_S
+        while (threads := _threads()) > 1:
+            if time.monotonic() > deadline:
+                channel.send(json.dumps({"unforkable": f"it runs {threads} threads"}).encode())
+                os._exit(1)
+            time.sleep(0.001)
+
+
+def _freeze() -> None:
+    """Keep the collector of the children away from what is shared: it would copy every page by looking."""
+    gc.collect()
+    gc.freeze()
+
+
+def _threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
+
+
+class _Child:
+    """Process 1 of one step's sandbox, and then the step."""
+
+    def __init__(self, descriptors: Sequence[int], system_calls: bytes) -> None:
+        self._descriptors, self._system_calls = descriptors, system_calls
+
+    def enter(self) -> Program:
+        """Shut this process in and fork the step; returns in the step's process, the other one waits for it."""
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)  # process 1 ignores what it does not handle
+        report = self._descriptors[REPORT]
+        try:
+            request = self._request()
+            count = request["groups"]
+            for group in self._descriptors[FIRST_GROUP : FIRST_GROUP + count]:
+                os.write(group, b"0")
+            os.setsid()
+            os.write(report, HERE)
+            if os.read(report, 16) != GO:
+                os._exit(1)
+            confinement.own_namespaces()
+            mounts = self._descriptors[FIRST_GROUP + count :]
+            places = [(d, *place) for d, place in zip(mounts, request["mounts"], strict=True)]
+            confinement.own_files(places, request["tmp_bytes"], request["shm_bytes"])
+            os.write(report, READY)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.write(report, json.dumps({"failed": str(error)}).encode())
+            os._exit(1)
+        step = os.fork()
+        if step:
+            self._wait(step, report)
+        return self._become_step(request)
+
+    def _request(self) -> dict[str, Any]:
+        descriptor = self._descriptors[REQUEST]
+        found: dict[str, Any] = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        return found
+
+    def _wait(self, step: int, report: int) -> NoReturn:
+        """Reap everything until the step ends, say how; the kernel then ends whatever else is here."""
+        os.dup2(report, 0)
+        os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+        confinement.undumpable()
+        confinement.no_capabilities()
+        confinement.filtered(self._system_calls)
+        while True:
+            pid, status, _ = os.wait4(-1, 0)
+            if pid == step:
+                break
+        code = os.waitstatus_to_exitcode(status)
+        times = os.times()
+        cpu_s = times.user + times.system + times.children_user + times.children_system
+        os.write(0, json.dumps({"exit": code if code >= 0 else 128 - code, "cpu_s": cpu_s}).encode())
+        os._exit(0)
+
+    def _become_step(self, request: dict[str, Any]) -> Program:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log, progress = (
+            fcntl.fcntl(self._descriptors[name], fcntl.F_DUPFD, _OUT_OF_THE_WAY) for name in (LOG, PROGRESS)
+        )
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for source, number in ((log, 1), (log, 2), (progress, PROGRESS_DESCRIPTOR)):
+            os.dup2(source, number)
+        os.closerange(PROGRESS_DESCRIPTOR + 1, os.sysconf("SC_OPEN_MAX"))
+        os.chdir("/step")
+        os.environ.clear()
+        os.environ.update(request["variables"])
+        _reseed()
+        confinement.bounded(request["limits"])
+        confinement.own_user(request["as_root"])
+        confinement.filtered(self._system_calls)
+        return lambda: _run(request["argv"])
+
+
+def _reseed() -> None:
+    """Give numpy's and torch's generators seeds of their own, as in a new process; Python's does so itself."""
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        numpy.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.seed()
+
+
+def _run(argv: Sequence[str]) -> None:
+    """Do what the interpreter does with ``-m MODULE ...`` or ``-c CODE ...``."""
+    at = next(index for index, word in enumerate(argv) if word in ("-m", "-c"))
+    what, rest = argv[at + 1], argv[at + 2 :]
+    sys.argv = [argv[at], *rest]
+    if argv[at] == "-m":
+        sys.modules.pop(what, None)
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The warm parents of one process: started when first asked for, few, bounded in memory, ended when idle."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from pathlib import Path
+
+from executor.warm_parent import WarmFailed, WarmParent
+from schemas.errors import ModeliumError
+
+log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 2.0
+_ASK_EVERY_S = 0.25
+_CLOSE_S = 10
+
+
+@dataclass(frozen=True)
+class WarmBounds:
+    """How much warm parents may take, in each process that runs steps."""
+
+    parents: int = 3
+    memory_bytes: int = 1 << 30
+    idle_s: float = 120
+
+
+@dataclass(frozen=True)
+class WarmKey:
+    """What steps must have in common to be forked from one parent: libraries read the environment when loaded."""
+
+    toolchain: str
+    interpreter: Path
+    environment: tuple[tuple[str, str], ...]
+
+
+class WarmParents:
+    """Keeps them. One thread starts and ends all: the kernel ends a sandbox with the *thread* that started it."""
+
+    def __init__(self, bounds: WarmBounds, start: Callable[[WarmKey], WarmParent]) -> None:
+        self._bounds, self._start = bounds, start
+        self._begin()
+        atexit.register(self.close)
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._parents: dict[WarmKey, Future[WarmParent]] = {}
+        self._users: dict[WarmKey, int] = {}
+        self._refused: dict[WarmKey, str] = {}
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def borrowed(self, key: WarmKey, should_stop: Callable[[], bool] | None = None) -> Iterator[WarmParent]:
+        """Lend the parent for ``key``, started if need be; it runs only while it is lent. Raises WarmFailed."""
+        if self._owner != os.getpid():
+            self._after_fork()
+        with self._lock:
+            future = self._find(key)
+            self._users[key] = self._users.get(key, 0) + 1
+            if _is_ready(future):
+                future.result().resume()
+        try:
+            yield self._await(future, should_stop)
+        except WarmFailed as error:
+            if error.lasting:
+                with self._lock:
+                    self._refused[key] = str(error)
+            raise
+        finally:
+            with self._lock:
+                self._users[key] -= 1
+                if not self._users[key] and _is_ready(future):
+                    future.result().pause()
+            self._work.put(self._tidy)
+
+    def close(self) -> None:
+        """End all of them."""
+        if self._owner != os.getpid() or self._thread is None:
+            return
+        done = threading.Event()
+        self._work.put(lambda: self._end(list(self._parents)))
+        self._work.put(done.set)
+        done.wait(timeout=_CLOSE_S)
+
+    def _find(self, key: WarmKey) -> Future[WarmParent]:
+        if key in self._refused:
+            raise WarmFailed(self._refused[key], lasting=True)
+        future = self._parents.get(key)
+        if future is not None and not (future.done() and (future.exception() or not future.result().alive)):
+            return future
+        if future is None and len(self._parents) >= self._bounds.parents and not self._idle():
+            raise WarmFailed("all warm parents are at work")
+        fresh: Future[WarmParent] = Future()
+        self._parents[key] = fresh
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._keep, name="warm-parents", daemon=True)
+            self._thread.start()
+        self._work.put(lambda: self._replace(key, future, fresh))
+        return fresh
+
+    def _await(self, future: Future[WarmParent], should_stop: Callable[[], bool] | None) -> WarmParent:
+        while True:
+            try:
+                return future.result(timeout=_ASK_EVERY_S)
+            except NotYet:
+                if should_stop is not None and should_stop():
+                    raise WarmFailed("the step was cancelled before its parent was ready") from None
+
+    def _idle(self) -> list[WarmKey]:
+        """Return the keys of those that nobody uses, least recently used first."""
+        found = [
+            (future.result().last_used, key)
+            for key, future in self._parents.items()
+            if not self._users.get(key) and future.done() and not future.exception()
+        ]
+        return [key for _, key in sorted(found, key=lambda item: item[0])]
+
+    def _keep(self) -> None:
+        while True:
+            try:
+                self._work.get(timeout=_LOOK_EVERY_S)()
+            except queue.Empty:
+                self._tidy()
+
+    def _replace(self, key: WarmKey, old: Future[WarmParent] | None, fresh: Future[WarmParent]) -> None:
+        if old is not None and old.done() and not old.exception():
+            old.result().end()
+        with self._lock:
+            over = len(self._parents) - self._bounds.parents
+            leaving = self._idle()[: max(0, over)]
+        self._end(leaving)
+        parent = None
+        try:
+            began = time.monotonic()
+            parent = self._start(key)
+            parent.wait()
+            log.debug("warm parent of %s ready after %.1f s", key.toolchain, time.monotonic() - began)
+            fresh.set_result(parent)
+        except (WarmFailed, OSError, ModeliumError) as error:
+            fresh.set_exception(error if isinstance(error, WarmFailed) else WarmFailed(str(error), lasting=True))
+        finally:
+            if not _is_ready(fresh):
+                if not fresh.done():
+                    fresh.set_exception(WarmFailed("starting it failed"))  # a fault of ours; nobody waits for ever
+                with self._lock:
+                    self._parents.pop(key, None)
+                if parent is not None:
+                    parent.end()
+
+    def _tidy(self) -> None:
+        """End what has been idle for long, what died, and what takes too much memory."""
+        now = time.monotonic()
+        with self._lock:
+            idle = self._idle()
+            parents = {key: future.result() for key, future in self._parents.items() if _is_ready(future)}
+            memory = {key: parent.memory_bytes() for key, parent in parents.items()}
+            leaving = []
+            for key in idle:
+                if memory[key] > self._bounds.memory_bytes:
+                    self._refused[key] = f"its parent takes {memory[key] >> 20} MiB, more than the settings allow"
+                old = now - parents[key].last_used > self._bounds.idle_s
+                useless = key in self._refused or not parents[key].alive
+                if old or useless or sum(memory.values()) > self._bounds.memory_bytes:
+                    leaving.append(key)
+                    del memory[key]
+        self._end(leaving)
+
+    def _end(self, keys: list[WarmKey]) -> None:
+        with self._lock:
+            futures = [self._parents.pop(key) for key in keys if key in self._parents and not self._users.get(key)]
+        for future in futures:
+            if _is_ready(future):
+                future.result().end()
+
+    def _after_fork(self) -> None:
+        """Forget what belongs to the process that this one was forked from."""
+        for future in self._parents.values():
+            if _is_ready(future):
+                future.result().abandon()
+        self._begin()
+
+
+def _is_ready(future: Future[WarmParent]) -> bool:
+    return future.done() and not future.exception()

@@ -1,0 +1,476 @@
+"""Warm starts: what a step can't reach from a child of a warm parent, that it does as a cold one, how all end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from executor import StepSpec, find_sandbox, run
+from executor.bwrap_sandbox import BwrapSandbox
+from executor.sandbox import Command, Ending, Observers, Sandbox
+from executor.toolchain import Toolchain
+from executor.warm_parents import WarmBounds
+from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
+from schemas.step_io import StepRequest
+from schemas.step_run import Limits
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(120)]
+
+
+def code(text: str) -> str:
+    return textwrap.dedent(text)
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    return find_sandbox(backend="bubblewrap", warm=WarmBounds())
+
+
+@pytest.fixture(scope="session")
+def cold():
+    return find_sandbox(backend="bubblewrap")
+
+
+def parents_of(owner: int) -> list[psutil.Process]:
+    """The interpreters that wait to be forked, below ``owner``."""
+    return [
+        process
+        for process in psutil.Process(owner).children(recursive=True)
+        if "executor.fork_server" in process.cmdline() and process.name() != "bwrap"
+    ]
+
+
+class Sibling:
+    """Another warm step of the same parent, which runs meanwhile and holds a secret."""
+
+    def __init__(self, box) -> None:
+        self.secret = uuid.uuid4().hex
+        self._up = threading.Event()
+        self._stop = threading.Event()
+        body = code(f"""
+            import ctypes, os, socket, time
+            secret = {self.secret!r}
+            for path in ("/tmp/secret", "/dev/shm/secret", "/step/out/secret"):
+                open(path, "w").write(secret)
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind("\\0sibling")
+            listening.listen()
+            libc = ctypes.CDLL(None)
+            print(libc.shmget(0x5EC7E7, 4096, 0o1666), libc.semget(0x5EC7E7, 1, 0o1666), flush=True)
+            time.sleep(60)
+        """)
+        stop = self._stop.is_set
+        observers = Observers(on_log=lambda text: self._up.set(), should_stop=stop)
+        self._thread = threading.Thread(target=lambda: box(body, observers))
+        self._thread.start()
+        assert self._up.wait(20)
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def sibling(box):
+    found = Sibling(box)
+    yield found
+    found.end()
+
+
+def test_it_sees_two_processes_and_its_own_files_beside_a_running_sibling(box, sibling, tmp_path):
+    seen = box(
+        code("""
+        import os
+        print(sorted(n for n in os.listdir("/proc") if n.isdigit()), os.getpid(), os.getppid())
+        print(os.getcwd(), os.listdir("/step"), os.listdir("/step/out"), os.listdir("/tmp"), os.listdir("/dev/shm"))
+        print(os.listdir("/dev/pts"), os.readlink("/proc/self/root"), os.readlink("/proc/self/cwd"))
+        print(os.listdir("/proc/self/root/step"))
+        """)
+    )
+    assert seen.log.splitlines() == [
+        "['1', '2'] 2 1",
+        "/step ['out'] [] [] []",
+        "['ptmx'] / /step",
+        "['out']",
+    ]
+    mounts = box("print(open('/proc/self/mountinfo').read())").log
+    assert str(box.out) in mounts and mounts.count(str(tmp_path)) == 1
+
+
+def test_it_reaches_neither_parent_nor_sibling_by_pid(box, sibling):
+    [parent] = parents_of(os.getpid())[:1]
+    seen = box(
+        code(f"""
+        import ctypes, os, signal
+        libc = ctypes.CDLL(None, use_errno=True)
+        for pid in [*range(3, 5000), {parent.pid}, {os.getpid()}]:
+            for act in (lambda: os.kill(pid, 0), lambda: os.kill(pid, signal.SIGKILL), lambda: os.pidfd_open(pid)):
+                try:
+                    act()
+                    print("REACHED", pid)
+                except ProcessLookupError:
+                    pass
+            if os.path.exists(f"/proc/{{pid}}"):
+                print("SHOWN", pid)
+        for pid in (1, 3, {parent.pid}):
+            buffer = ctypes.create_string_buffer(8)
+            if libc.ptrace(16, pid, 0, 0) == 0 or libc.process_vm_readv(pid, buffer, 1, buffer, 1, 0) >= 0:
+                print("TRACED", pid)
+        for path in ("/proc/1/mem", "/proc/1/fd", "/proc/1/ns", "/proc/1/root", f"/proc/{{os.getppid()}}/environ"):
+            if os.path.exists(path):
+                print("SHOWN", path)
+        try:
+            os.kill(1, signal.SIGKILL)
+        except PermissionError:
+            pass
+        os.kill(0, 0), os.killpg(0, 0)
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            print("done")
+        """)
+    )
+    assert seen.log == "done\n"
+    assert parent.is_running() and box("print('next')").log == "next\n"
+
+
+def test_it_inherits_no_shared_memory_sockets_or_descriptors(box, sibling):
+    seen = box(
+        code("""
+        import ctypes, os, socket
+        print([line for line in open("/proc/self/maps") if line.split()[1][1] == "w" and line.split()[1][3] == "s"])
+        print(open("/proc/net/unix").read().splitlines()[1:])
+        print(sorted(os.listdir("/proc/self/fd"))[:4], len(os.listdir("/proc/self/fd")))
+        libc = ctypes.CDLL(None)
+        print(libc.shmget(0x5EC7E7, 4096, 0o666), libc.semget(0x5EC7E7, 1, 0o666))
+        try:
+            socket.socket(socket.AF_UNIX).connect("\\0sibling")
+        except OSError as error:
+            print(error.errno)
+        """)
+    )
+    # Descriptor 4 is the listing itself.
+    assert seen.log.splitlines() == ["[]", "[]", "['0', '1', '2', '3'] 5", "-1 -1", "111"]
+
+
+def test_what_a_finished_step_had_in_memory_is_not_in_the_next(box):
+    dump = """
+import os
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory, open("/step/out/dump", "wb") as out:
+    for line in maps:
+        where, mode = line.split()[:2]
+        if mode.startswith("r") and "[v" not in line:
+            first, last = (int(x, 16) for x in where.split("-"))
+            memory.seek(first)
+            try:
+                while first < last and (chunk := memory.read(min(1 << 16, last - first))):
+                    out.write(chunk)
+                    first += len(chunk)
+            except OSError:
+                pass
+"""
+    secret = uuid.uuid4().hex
+    room = {"workspace_bytes": 1 << 30}
+    box(f"held = [{secret!r} + str(n) for n in range(100_000)]\nopen('/tmp/x', 'w').write(held[0])\n" + dump, **room)
+    assert secret.encode() in (box.out / "dump").read_bytes()
+    box(dump, **room)
+    memory = (box.out / "dump").read_bytes()
+    assert len(memory) > 1 << 20 and secret.encode() not in memory
+
+
+def test_filling_every_room_it_has_takes_none_from_parent_or_next(box):
+    box(
+        code("""
+        import os
+        for folder in ("/tmp", "/dev/shm"):
+            try:
+                with open(folder + "/x", "wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1 << 20))
+            except OSError:
+                pass
+        while True:
+            try:
+                os.fork() or os.wait()
+            except OSError:
+                os._exit(0)
+        """)
+    )
+    seen = box("import os; print(os.listdir('/tmp'), os.listdir('/dev/shm')); os.fork() or os._exit(0); os.wait()")
+    assert seen.log == "[] []\n" and seen.exit_code == 0
+
+
+def test_a_fork_bomb_in_one_leaves_the_other_its_processes(box):
+    stop = threading.Event()
+    up = threading.Event()
+    bomb = code("""
+        import os, time
+        try:
+            while os.fork():
+                pass
+            time.sleep(60)
+        except OSError:
+            print("full", flush=True)
+            time.sleep(60)
+    """)
+    observers = Observers(on_log=lambda text: up.set(), should_stop=stop.is_set)
+    thread = threading.Thread(target=lambda: box(bomb, observers))
+    thread.start()
+    assert up.wait(20)
+    try:
+        seen = box("import os\nfor _ in range(8): os.fork() or os._exit(0)\nprint('made')")
+    finally:
+        stop.set()
+        thread.join()
+    assert seen.log == "made\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("import sys; sys.exit('no')", 1),
+        ("1 / 0", 1),
+        ("import os; os._exit(7)", 7),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+        ("import os; os.abort()", 134),
+    ],
+)
+def test_it_ends_as_an_interpreter_does(box, body, exit_code):
+    seen = box(body)
+    assert (seen.exit_code, seen.error) == (exit_code, None)
+    assert "ZeroDivisionError" in seen.log if "/" in body else True
+
+
+def test_chance_differs_from_step_to_step_as_in_new_processes(box):
+    draw = "import random, uuid, os; print(random.random(), uuid.uuid4(), os.urandom(4).hex())"
+    assert len({box(draw).log for _ in range(3)}) == 3
+    assert box("print(hash('x'))").log == box("print(hash('x'))").log
+
+
+def test_a_parent_that_dies_takes_its_steps_along_and_the_step_starts_cold(sandbox, tmp_path):
+    warm = find_sandbox(warm=WarmBounds(idle_s=77))
+    workspace = tmp_path / "w"
+    workspace.mkdir()
+    heard: list[str] = []
+    endings: list[Ending] = []
+    body = code("""
+        import os, time
+        os.write(1, f"up {os.listdir('/step/out')}\\n".encode())
+        open("/step/out/x", "w")
+        time.sleep(2)
+    """)
+    command = Command((sys.executable, "-c", body), workspace, Path(sys.executable), Limits(), warm="bare")
+    before = {process.pid for process in parents_of(os.getpid())}
+    thread = threading.Thread(target=lambda: endings.append(warm.execute(command, Observers(on_log=heard.append))))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not heard and time.monotonic() < deadline:
+        time.sleep(0.02)
+    family = [process for process in parents_of(os.getpid()) if process.pid not in before]
+    min(family, key=lambda process: process.create_time()).kill()
+    thread.join()
+    assert len(family) == 3  # the parent, process 1 of the step, the step
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    [ending] = endings
+    assert ending.exit_code == 0 and ending.warm is None
+    assert "".join(heard) == "up []\nup []\n"
+    assert warm.execute(command).warm is not None  # the next one asks anew
+
+
+def test_the_least_recently_used_parent_makes_room_and_idle_ones_end(sandbox, tmp_path):
+    warm = find_sandbox(warm=WarmBounds(parents=1, idle_s=3))
+    before = {process.pid for process in parents_of(os.getpid())}
+
+    def start(name: str) -> list[int]:
+        workspace = tmp_path / name
+        workspace.mkdir()
+        argv = (sys.executable, "-c", "pass")
+        ending = warm.execute(Command(argv, workspace, Path(sys.executable), Limits(), warm=name))
+        assert ending.warm is not None
+        return [process.pid for process in parents_of(os.getpid()) if process.pid not in before]
+
+    [first] = start("one")
+    [second] = start("two")
+    assert first != second and not psutil.pid_exists(first)
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(second) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(second)
+
+
+def test_a_parent_too_large_for_the_settings_is_not_kept(sandbox, tmp_path, caplog):
+    warm = find_sandbox(warm=WarmBounds(memory_bytes=1 << 20))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        argv = (sys.executable, "-c", "pass")
+        ending = warm.execute(Command(argv, tmp_path / name, Path(sys.executable), Limits(), warm="bare"))
+        assert ending.exit_code == 0
+        time.sleep(0.5)
+    assert ending.warm is None and "more than the settings allow" in caplog.text
+
+
+def test_a_process_that_forks_has_parents_of_its_own(tmp_path):
+    script = code(f"""
+        import os, sys
+        from pathlib import Path
+        from executor import find_sandbox
+        from executor.sandbox import Command
+        from executor.warm_parents import WarmBounds
+        from schemas.step_run import Limits
+        sandbox = find_sandbox(warm=WarmBounds())
+        def step(name):
+            folder = Path({str(tmp_path)!r}) / name
+            folder.mkdir()
+            argv = (sys.executable, "-c", "import os; print(os.getpid())")
+            ending = sandbox.execute(Command(argv, folder, Path(sys.executable), Limits(), warm="bare"))
+            assert ending.warm is not None and ending.log == "2\\n", ending
+        step("a")
+        if os.fork() == 0:
+            step("b")
+            os._exit(0)
+        assert os.wait()[1] == 0
+        step("c")
+        print("done")
+        """)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd="/")
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+ONNX = """
+import sys, onnx
+from onnx import helper, numpy_helper
+import numpy as np
+x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 3]) for n in "xy")
+w = numpy_helper.from_array(np.arange(9, dtype=np.float32).reshape(3, 3), "w")
+nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+graph = helper.make_graph(nodes, "g", [x], [y], [w])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), sys.argv[1])
+"""
+TORCH = """
+import sys, torch
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)).eval()
+torch.jit.trace(model, torch.rand(2, 8)).save(sys.argv[1])
+"""
+
+DESCRIPTOR = ModelDescriptor(
+    artifact_sha256="0" * 64,
+    format=Format.TORCHSCRIPT,
+    size_bytes=1,
+    inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8), known_by=KnownBy.PROBE),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 2), known_by=KnownBy.PROBE),),
+)
+
+
+def result_of(sandbox: Sandbox, spec: StepSpec, tmp_path: Path) -> tuple[object, ...]:
+    with run(spec, workspaces=tmp_path / "workspaces", sandbox=sandbox) as output:
+        assert output.result.ok, (output.result.error, output.log)
+        assert output.usage.cpu_s and output.usage.peak_memory_bytes
+        files = {
+            str(path.relative_to(output.out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(output.out.rglob("*"))
+            if path.is_file() and path.name != "result.json"
+        }
+        isolation = output.isolation
+        return output.usage.warm, (files, output.result.report, output.result.versions, output.log, isolation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "toolchain", "make"),
+    [
+        ("onnx_optimize", "onnx", ONNX),
+        pytest.param("torchscript_onnx", "torch", TORCH, marks=pytest.mark.torch),
+    ],
+)
+def test_a_warm_step_gives_byte_for_byte_what_a_cold_one_gives(kind, toolchain, make, cold, sandbox, tmp_path):
+    model = tmp_path / "model"
+    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", make, model], check=True)
+    request = StepRequest(kind=kind, threads=2, descriptor=DESCRIPTOR if toolchain == "torch" else None)
+    spec = StepSpec(request, Toolchain(toolchain), {"model": model}, Limits())
+    was_warm, wanted = result_of(cold, spec, tmp_path)
+    assert not was_warm
+    for _ in range(2):
+        was_warm, found = result_of(sandbox, spec, tmp_path)
+        assert was_warm and found == wanted
+
+
+@pytest.mark.torch
+def test_torch_computes_in_parallel_in_a_child_with_the_threads_of_a_new_process(cold, sandbox, tmp_path):
+    body = code("""
+        import os, torch, numpy
+        a = torch.rand(400, 400, generator=torch.Generator().manual_seed(1))
+        print(torch.get_num_threads(), round(float((a @ a).sum()), 2), len(torch.rand(2)))
+        n = numpy.ones((500, 500))
+        print((n @ n).sum(), os.environ["OMP_NUM_THREADS"])
+    """)
+    seen = []
+    for number, sandbox_ in enumerate((cold, sandbox, sandbox)):
+        workspace = tmp_path / str(number)
+        workspace.mkdir()
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
+        threads["ORT_DISABLE_TELEMETRY"] = "1"
+        argv = (sys.executable, "-P", "-c", body)
+        command = Command(argv, workspace, Path(sys.executable), Limits(timeout_s=60), {}, threads, (), "torch")
+        seen.append(sandbox_.execute(command))
+    assert seen[0].exit_code == 0, seen[0].log
+    assert {ending.log for ending in seen} == {seen[0].log}
+    assert [ending.warm is not None for ending in seen] == [False, True, True]
+
+
+def test_a_toolchain_that_leaves_a_thread_starts_cold_and_is_not_tried_again(sandbox, tmp_path, caplog):
+    # onnxruntime's telemetry runs in a thread of its own.
+    warm = find_sandbox(warm=WarmBounds(idle_s=78))
+    seen = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        argv = (sys.executable, "-P", "-c", "import time; time.sleep(0.5)")
+        command = Command(argv, tmp_path / str(number), Path(sys.executable), Limits(), warm="onnx")
+        ending = warm.execute(command)
+        assert ending.exit_code == 0
+        seen.append(ending.warm is not None)
+    assert seen == [False, False, False] and "it runs 2 threads" in caplog.text
+
+
+def test_it_says_why_nothing_starts_warm(cold, sandbox):
+    assert isinstance(cold, BwrapSandbox) and isinstance(sandbox, BwrapSandbox)
+    assert "no warm parent" in str(cold.why_not_warm("bare", Path(sys.executable)))
+    assert sandbox.why_not_warm("bare", Path(sys.executable)) is None
+
+
+def test_an_owner_that_is_terminated_leaves_no_parent(tmp_path):
+    script = code(f"""
+        import sys, time
+        from pathlib import Path
+        from executor import find_sandbox
+        from executor.sandbox import Command
+        from executor.warm_parents import WarmBounds
+        from schemas.step_run import Limits
+        argv = (sys.executable, "-c", "pass")
+        command = Command(argv, Path({str(tmp_path)!r}), Path(sys.executable), Limits(), warm="bare")
+        assert find_sandbox(warm=WarmBounds()).execute(command).warm is not None
+        print("idle", flush=True)
+        time.sleep(60)
+        """)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        owner = subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE, text=True, cwd="/")
+        assert owner.stdout is not None and owner.stdout.readline() == "idle\n"
+        family = psutil.Process(owner.pid).children(recursive=True)
+        assert len(family) == 3
+        owner.send_signal(number)
+        owner.wait()
+        owner.stdout.close()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
