@@ -12,12 +12,14 @@ import json
 import os
 import random
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from executor import landlock
 from executor.toolchain import NEEDED
 from schemas.catalog import StepKind, entry, parse_options
 from schemas.errors import InvalidDocument, LimitExceeded, ModelFailed, ModeliumError, ToolchainMissing
@@ -142,6 +144,11 @@ def _progress() -> Callable[[float, str], None]:
     return write
 
 
+def _writable(workspace: Path) -> Iterator[Path]:
+    yield from (workspace / "out", Path(tempfile.gettempdir()))
+    yield from map(Path, ("/dev/shm", "/dev/null", "/dev/zero", "/dev/full"))
+
+
 def _write(workspace: Path, result: StepResult) -> None:
     out = workspace / "out"
     out.mkdir(exist_ok=True)
@@ -153,6 +160,7 @@ def _write(workspace: Path, result: StepResult) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -P -m executor.child WORKSPACE")
+    landlock.restrict(path for path in _writable(Path(sys.argv[1])) if path.exists())
     _write(Path(sys.argv[1]), main(Path(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()

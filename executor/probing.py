@@ -39,6 +39,7 @@ seen = {{
     # Beside itself it sees what starts it: hidden, or without any right that it lacks.
     "own_pids": len(others) < 3 and all(not os.listdir(f"/proc/{{n}}") or rights(n) == rights("self") for n in others),
     "seccomp": status["Seccomp"].strip() == "2" and libc.ptrace(0, 0, 0, 0) == -1,
+    "landlock": max(0, libc.syscall(444, None, 0, 1)),
 }}
 children = 0
 try:
@@ -91,6 +92,7 @@ def probe(sandbox: Runs, interpreter: Path, bounds: Bounds) -> Isolation:
         read_only_root=seen["read_only_root"],
         own_pids=seen["own_pids"],
         seccomp=seen["seccomp"],
+        landlock=seen["landlock"],
         memory=memory or "rlimit",
         processes=(bounds.processes or "rlimit") if seen["processes"] else "none",
         cpu=bounds.cpu or "rlimit",

@@ -35,7 +35,7 @@ sigaltstack signalfd signalfd4 splice stat statfs statx symlink symlinkat sync_f
 timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
 times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid waitpid write
 writev accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg
-sendmsg sendto setsockopt shutdown
+sendmsg sendto setsockopt shutdown landlock_create_ruleset landlock_add_rule landlock_restrict_self
 """
 
 # CLONE_NEW* (NS, CGROUP, UTS, IPC, USER, PID, NET); CLONE_NEWTIME shares a bit with the exit signal and exists only

@@ -87,6 +87,7 @@ def _isolation(context: Context) -> Check:
         *(["own user"] if found.own_user else []),
         *(["own processes"] if found.own_pids else []),
         *(["seccomp"] if found.seccomp else []),
+        *([f"Landlock {found.landlock}"] if found.landlock else []),
         *([f"run by {found.runtime}"] if found.runtime else []),
         *([f"image {found.image}"] if found.image else []),
     ]

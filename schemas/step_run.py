@@ -37,6 +37,7 @@ class Isolation(Document):
     read_only_root: bool
     own_pids: bool
     seccomp: bool
+    landlock: int = Field(default=0, ge=0, description="Version of Landlock with which steps shut themselves in too")
     memory: str = Field(description="What bounds memory: cgroup-v1, cgroup-v2, rlimit")
     processes: str = Field(description="What bounds processes: cgroup-v1, cgroup-v2, rlimit, none")
     cpu: str = Field(description="What bounds CPU: cgroup-v1, cgroup-v2, rlimit, none")

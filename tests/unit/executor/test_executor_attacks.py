@@ -277,6 +277,42 @@ def test_dangerous_system_calls_are_refused(box):
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="system call numbers of x86-64")
+def test_a_step_gives_up_what_landlock_can_take_from_it(box):
+    ending = box(
+        code("""
+        import os, socket, sys
+        sys.path.insert(0, "/opt/modelium")
+        from pathlib import Path
+        from executor import landlock
+        known = landlock.version()
+        open("/tmp/mine", "w").close()
+        assert landlock.restrict([Path("/step/out")]) == known
+        open("/step/out/x", "w").close()
+        os.rename("/step/out/x", "/step/out/y")
+        tried = {
+            "write": lambda: open("/tmp/other", "w"),
+            "truncate": lambda: os.truncate("/tmp/mine", 0),
+            "unlink": lambda: os.unlink("/tmp/mine"),
+            "link": lambda: os.symlink("/step", "/tmp/link"),
+            "outwards": lambda: os.rename("/step/out/y", "/tmp/y"),
+            "signal": lambda: os.kill(1, 0),
+        }
+        held = []
+        for name, attempt in tried.items():
+            try:
+                attempt()
+            except OSError:
+                held.append(name)
+        print("KNOWN" if known else "NONE", *held)
+    """)
+    )
+    told = ending.log.split()
+    if told == ["NONE"]:
+        pytest.skip("this kernel has no Landlock")
+    assert told[0] == "KNOWN", ending.log
+    assert {"write", "truncate", "unlink", "link", "outwards"} <= set(told), ending.log
+
+
 def test_clone3_which_a_filter_cannot_inspect_is_not_there(box):
     seen = box(
         "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.syscall(435, 0, 0), ctypes.get_errno())"
