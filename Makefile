@@ -1,5 +1,5 @@
 # Two commands: `make run` shows the pipeline at work on real models, `make test` proves it.
-.PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo image clean
+.PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo image attacks clean
 TOOLCHAINS ?=
 export TOOLCHAINS
 export MODELIUM_HOME ?= $(CURDIR)/.modelium
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-speed  our best candidates against eager torch, Optimum and Olive"
 	@echo "make zoo      a whole zoo of models through the pipeline; writes docs/coverage.md"
 	@echo "make image    the image of the Docker sandbox; BASE=python:3.11-slim or TOOLCHAINS=\"openvino\" change it"
+	@echo "make attacks  every attack in every sandbox; writes the table in docs/security.md"
 	@echo "make package  build the wheel and test it in an environment of its own"
 
 setup:
@@ -51,6 +52,10 @@ bench: setup
 
 bench-speed: setup
 	$(PY) bench/speed.py $(ARGS)
+
+attacks:
+	@./setup.sh dev
+	.venv/bin/python -P tests/attacks.py $(ARGS)
 
 zoo: setup
 	$(PY) bench/zoo/run.py $(ARGS)

@@ -20,9 +20,9 @@ CHECKOUT = Path(__file__).parent.parent
 PAGE = CHECKOUT / "docs/security.md"
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
 FOLDER = "tests/unit/executor"
-BACKENDS = ("bubblewrap", "warm", "docker", "kubernetes")
+BACKENDS = ("bubblewrap", "warm", "docker")
 """Parameters of the fixture ``sandbox``, in the order of the columns."""
-_ATTACKS = re.compile(r"attack|kubernetes_sandbox|docker_sandbox")
+_ATTACKS = re.compile(r"attacks|warm|docker_sandbox")
 
 
 def main() -> int:
@@ -49,7 +49,8 @@ def _table(report: ElementTree.ElementTree[ElementTree.Element]) -> list[str]:
     for case in report.iter("testcase"):
         name, _, parameters = case.get("name", "").removesuffix("]").partition("[")
         known = [part for part in parameters.split("-") if part in BACKENDS]
-        backend = known[0] if known else "docker" if "docker" in case.get("classname", "") else "bubblewrap"
+        own = next((backend for backend in BACKENDS if backend in case.get("classname", "")), BACKENDS[0])
+        backend = known[0] if known else own
         verdicts[name][backend].append(_verdict(case))
     columns = [backend for backend in BACKENDS if any(backend in found for found in verdicts.values())]
     lines = [
