@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from executor import bwrap_arguments as arguments
@@ -76,11 +76,11 @@ class BwrapSandbox:
         """Whether steps are to start warm; :meth:`why_not_warm` tells whether they do."""
         return self._warm is not None
 
-    def why_not_warm(self, toolchain: str, interpreter: Path) -> str | None:
+    def why_not_warm(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> str | None:
         """Return why steps of ``toolchain`` start cold, found out by starting one; None when they start warm."""
         if self._warm is None:
             return "the settings allow no warm parent"
-        return self._warm.why_not(toolchain, interpreter, self._probed)
+        return self._warm.why_not(toolchain, interpreter, environment, self._probed)
 
     def _cold(self, command: Command, observers: Observers) -> Ending:
         cgroup = Cgroup.create(command.limits)

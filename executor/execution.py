@@ -116,7 +116,7 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     step_file.chmod(0o644)
     interpreter = spec.toolchain.interpreter
     argv = (str(interpreter), "-P", "-s", "-m", "executor.child", str(sandbox.root(folder)))
-    environment = _environment(request, spec.toolchain.name)
+    environment = step_environment(request.threads, spec.toolchain.name)
     beside = tuple(tools.interpreter for tools in spec.beside)
     # What is timed has the machine to itself, and a process that holds nothing but what it timed.
     is_warm = spec.toolchain.name in FORKABLE and request.kind != "measure"
@@ -125,13 +125,14 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     return sandbox.execute(command, observers)
 
 
-def _environment(request: StepRequest, toolchain_name: str) -> dict[str, str]:
-    threads = str(request.threads)
+def step_environment(threads: int, toolchain_name: str) -> dict[str, str]:
+    """Return the variables that every step of a toolchain has; its warm parent loads the libraries with them."""
+    count = str(threads)
     return {
         "HF_HUB_OFFLINE": "1",
-        "MKL_NUM_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": count,
+        "OMP_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
         "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",

@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,11 +58,12 @@ class WarmSteps:
             return None
         return replace(ending, warm=isolation)
 
-    def why_not(self, toolchain: str, interpreter: Path, cold: Isolation) -> str | None:
+    def why_not(self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Isolation) -> str | None:
         """Return why steps of ``toolchain`` start cold, or None when one has started warm just now."""
         with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
             (Path(folder) / OUT).mkdir()
-            command = Command((str(interpreter), "-c", "pass"), Path(folder), interpreter, Limits(), warm=toolchain)
+            argv = (str(interpreter), "-c", "pass")
+            command = Command(argv, Path(folder), interpreter, Limits(), environment=environment, warm=toolchain)
             try:
                 self._holds(command, cold)
                 ending = self._run(command, NO_OBSERVERS, time.monotonic())

@@ -21,6 +21,7 @@ from executor.bwrap_sandbox import BwrapSandbox
 from executor.sandbox import Command, Ending, Observers, Sandbox
 from executor.toolchain import Toolchain
 from executor.warm_parents import WarmBounds
+from modelium import doctor
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.step_io import StepRequest
 from schemas.step_run import Limits
@@ -446,8 +447,13 @@ def test_a_toolchain_that_leaves_a_thread_starts_cold_and_is_not_tried_again(san
 
 def test_it_says_why_nothing_starts_warm(cold, sandbox):
     assert isinstance(cold, BwrapSandbox) and isinstance(sandbox, BwrapSandbox)
-    assert "no warm parent" in str(cold.why_not_warm("bare", Path(sys.executable)))
-    assert sandbox.why_not_warm("bare", Path(sys.executable)) is None
+    assert "no warm parent" in str(cold.why_not_warm("bare", Path(sys.executable), {}))
+    assert sandbox.why_not_warm("bare", Path(sys.executable), {}) is None
+
+
+def test_the_doctor_tries_a_warm_start(context):
+    check = doctor._warm_starts(context)
+    assert check.level == "ok" and "ms" in check.found, check
 
 
 def test_an_owner_that_is_terminated_leaves_no_parent(tmp_path):
