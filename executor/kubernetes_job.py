@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executor.sandbox import OUT, PROGRESS_MARK_VARIABLE, PROGRESS_VARIABLE, SANDBOX_UID, Command
+from executor.inside import OPEN_FILES, PACKAGES, ROOT, cpu_seconds, environment, shm_bytes, tmp_bytes
+from executor.sandbox import OUT, PROGRESS_MARK_VARIABLE, SANDBOX_UID, Command
 from schemas.errors import UsageError
 from schemas.step_io import STEP_FILE
 from schemas.step_run import Limits
 
 Manifest = dict[str, Any]
 
-ROOT = Path("/step")
-PACKAGES = Path("/opt/modelium")
 CONTAINER = "step"
 LABELS = {"app.kubernetes.io/managed-by": "modelium", "app.kubernetes.io/component": "step-sandbox"}
 """What the network policy, the sweep and nobody else selects by."""
@@ -32,9 +31,6 @@ _GRACE_S = 30
 _KEEP_S = 300
 _TERMINATION_S = 1
 """Not 0: that removes the pod from the API before its node has ended it, and "gone" would mean nothing."""
-_TMP_SHARE = 4
-_SHM_BYTES = 64 << 20
-_OPEN_FILES = 4096
 _SHARED_UID_FACTOR = 16
 """The kernel counts RLIMIT_NPROC for a uid on the whole node, and steps share theirs."""
 # Process 1 of a container ignores signals that it has no handler for and is nobody's child: a shell stands in, reaps,
@@ -152,8 +148,8 @@ def _pod(command: Command, placement: Placement, *, packages: Path, inputs: Mapp
         ],
         "volumes": [
             {"name": "home", "persistentVolumeClaim": {"claimName": placement.claim}},
-            _memory("tmp", limits.memory_bytes // _TMP_SHARE),
-            _memory("shm", min(_SHM_BYTES, limits.memory_bytes // _TMP_SHARE)),
+            _memory("tmp", tmp_bytes(limits)),
+            _memory("shm", shm_bytes(limits)),
         ],
     }
     if placement.runtime_class:
@@ -191,27 +187,14 @@ def _seccomp(profile: str) -> dict[str, str]:
 
 
 def _rlimits(limits: Limits) -> tuple[str, ...]:
-    cpu_s = math.ceil(limits.timeout_s * max(limits.cpus, 1)) * 2 + 10
     return (
-        *("/usr/bin/prlimit", "--core=0", f"--nofile={_OPEN_FILES}", f"--fsize={limits.workspace_bytes}"),
-        *(f"--nproc={limits.processes * _SHARED_UID_FACTOR}", f"--cpu={cpu_s}", "--"),
+        *("/usr/bin/prlimit", "--core=0", f"--nofile={OPEN_FILES}", f"--fsize={limits.workspace_bytes}"),
+        *(f"--nproc={limits.processes * _SHARED_UID_FACTOR}", f"--cpu={cpu_seconds(limits)}", "--"),
     )
 
 
 def _environment(command: Command, mark: str) -> dict[str, str]:
-    return {
-        "HOME": "/tmp",
-        "LANG": "C.UTF-8",
-        "LOGNAME": "sandbox",
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(PACKAGES),
-        "TMPDIR": "/tmp",
-        "TZ": "UTC",
-        "USER": "sandbox",
-        PROGRESS_VARIABLE: "2",
-        PROGRESS_MARK_VARIABLE: mark,
-        **command.environment,
-    }
+    return {**environment(command, 2), PROGRESS_MARK_VARIABLE: mark}
 
 
 def _literal(text: str) -> str:

@@ -8,19 +8,19 @@ import secrets
 import shutil
 from pathlib import Path
 
+from executor.inside import packages
 from executor.workspace import remove_tree
-
-_OUR_PACKAGES = ("schemas", "executor", "analyzer", "converters")
 
 
 def place_packages(parent: Path) -> Path:
     """Return a folder below ``parent`` with the packages that a step needs, named by their content; made once."""
-    source = Path(__file__).parent.parent
+    shown = [package for package, _ in packages()]
+    source = shown[0].parent
     digest = hashlib.sha256()
     files = sorted(
         path.relative_to(source)
-        for package in _OUR_PACKAGES
-        for path in (source / package).rglob("*")
+        for package in shown
+        for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
     for file in files:

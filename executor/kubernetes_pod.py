@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from executor.kubernetes_job import EPHEMERAL_BYTES, PENDING_S, Manifest
+from executor.stops import out_of_memory, out_of_time
 from schemas.errors import LimitExceeded, ModeliumError, SandboxCrashed, SandboxUnavailable
 from schemas.step_run import Limits
 
@@ -123,7 +124,7 @@ def gone_missing() -> ModeliumError:
 def _ended_by_the_node(status: Manifest, limits: Limits) -> ModeliumError:
     reason, message = status["reason"], str(status.get("message", ""))[:600]
     if reason == "DeadlineExceeded":
-        return time_is_up(limits, limits.timeout_s)
+        return out_of_time(limits, limits.timeout_s)
     if reason == "Evicted" and "exceeds" in message:
         return LimitExceeded(
             f"The node ended the step, which took more than its share ({message}).",
@@ -137,7 +138,7 @@ def _ended_by_the_node(status: Manifest, limits: Limits) -> ModeliumError:
 def _terminated(end: Manifest, limits: Limits) -> Sight:
     code = int(end.get("exitCode", -1))
     if end.get("reason") == "OOMKilled":
-        return Sight("ended", out_of_memory(limits), code)
+        return Sight("ended", out_of_memory(limits, limits.memory_bytes), code)
     if end.get("reason") in ("StartError", "ContainerCannotRun"):
         raise SandboxUnavailable(
             f"The container of this step does not start ({str(end.get('message', ''))[:600]}).",
@@ -145,23 +146,3 @@ def _terminated(end: Manifest, limits: Limits) -> Sight:
             "path that it has here.",
         )
     return Sight("ended", exit_code=code)
-
-
-def out_of_memory(limits: Limits) -> ModeliumError:
-    """Return the error of a container that the kernel ended for want of memory."""
-    return LimitExceeded(
-        f"The step needed more than the {limits.memory_bytes >> 20} MiB of memory it was given.",
-        hint=_MORE_MEMORY,
-        limit=limits.memory_bytes,
-        actual=limits.memory_bytes,
-    )
-
-
-def time_is_up(limits: Limits, after_s: float) -> ModeliumError:
-    """Return the error of a step that ran too long."""
-    return LimitExceeded(
-        f"The step took longer than {limits.timeout_s:g} s.",
-        hint="Raise step_timeout_s (MODELIUM_STEP_TIMEOUT_S), or use a smaller model.",
-        limit=limits.timeout_s,
-        actual=round(after_s, 3),
-    )

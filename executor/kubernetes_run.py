@@ -11,9 +11,10 @@ from pathlib import Path
 
 from executor.kubernetes_cluster import Away, Cluster
 from executor.kubernetes_job import PENDING_S, Manifest
-from executor.kubernetes_pod import Sight, gone_missing, see, time_is_up, too_late
+from executor.kubernetes_pod import Sight, gone_missing, see, too_late
 from executor.marked_log import MarkedLog
 from executor.sandbox import Ending, Observers
+from executor.stops import out_of_time
 from executor.watch import Log, Progress, WorkspaceWatch
 from schemas.errors import Cancelled, ModeliumError, SandboxCrashed, SandboxUnavailable
 from schemas.step_run import Limits
@@ -114,7 +115,7 @@ class Run:
             if sight.state == "running" and running_since is None:
                 running_since = now
             if running_since is not None and now - running_since >= self._limits.timeout_s:
-                return Sight(sight.state, time_is_up(self._limits, now - running_since))
+                return Sight(sight.state, out_of_time(self._limits, now - running_since))
             if running_since is None and now - began >= PENDING_S:
                 return Sight(sight.state, too_late(sight))
 

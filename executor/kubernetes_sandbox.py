@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from executor import workspace
+from executor.inside import ROOT
 from executor.kubernetes_cluster import Away, Cluster
-from executor.kubernetes_job import ROOT, WORKSPACE_ANNOTATION, Placement, job
+from executor.kubernetes_job import WORKSPACE_ANNOTATION, Placement, job
 from executor.kubernetes_namespace import open_directions
 from executor.kubernetes_packages import place_packages
 from executor.kubernetes_run import Run, deleted
