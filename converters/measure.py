@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import ChainMap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ import numpy as np
 from converters import machine
 from converters.arrays import Arrays, save
 from converters.batching import fixed_rows, row_count, take
+from converters.machine_turn import await_machine
 from converters.measure_worker import LEAST_RUNS
 from converters.reference import folder_of
 from converters.reference_cases import REAL, SAMPLES, Reference
@@ -44,6 +47,8 @@ CLEAR_ROUNDS = 7
 often one looks: they agree after more rounds only where they did after seven."""
 LEVEL = 0.02
 """Contenders whose median ratio is nearer to 1 than this are level: more rounds would show what nobody would feel."""
+_PREPARED = 0.2
+"""Of the step's progress, when the rounds begin."""
 _PAUSE_S = 0.005
 """Between turns: threads of the runtime that just ran stop spinning on the cores within it."""
 
@@ -118,14 +123,13 @@ class WorkerProcess:
 
 
 class _Stable:
-    """The workers by toolchain, and what became of the contenders."""
+    """The workers by toolchain, and what became of the contenders. A toolchain is asked by one thread at a time."""
 
-    def __init__(self, context: StepContext) -> None:
-        self.context = context
+    def __init__(self, context: StepContext, toolchains: dict[str, str]) -> None:
+        self.context, self.toolchains = context, toolchains
         self.workers: dict[str, WorkerProcess] = {}
-        self.toolchains: dict[str, str] = {}
         self.runtimes: dict[str, str] = {}
-        self.versions: dict[str, str] = {}
+        self.versions: dict[str, dict[str, str]] = {}
         self.failures: dict[str, str] = {}
 
     def __enter__(self) -> _Stable:
@@ -160,7 +164,8 @@ def measure(context: StepContext) -> StepOutcome:
     """Time the original and every candidate on the same inputs, each in its own runtime with the same threads.
 
     Contenders take turns in an order shuffled anew (by the request's seed) in every round, so that drifts of the
-    machine meet all of them; only one works at a time. A contender that fails is told in ``failures``.
+    machine meet all of them; only one works at a time, and none before the machine is this step's alone. They are
+    loaded, bound and warmed up before, a thread per runtime. A contender that fails is told in ``failures``.
     """
     options: MeasureOptions = context.options
     request, descriptor = context.request, descriptor_of(context)
@@ -171,7 +176,9 @@ def measure(context: StepContext) -> StepOutcome:
     contenders = {ORIGINAL: "model"}
     contenders.update({name.removeprefix(CANDIDATE_PREFIX): path for name, path in request.inputs.items()
                        if name.startswith(CANDIDATE_PREFIX)})  # fmt: skip
-    with _Stable(context) as stable, tempfile.TemporaryDirectory(dir=context.out) as scratch:
+    formats = {name: options.formats.get(name, Format.ONNX) for name in contenders if name != ORIGINAL}
+    toolchains = {ORIGINAL: toolchain_of(descriptor)} | {n: TOOLCHAIN_OF_FORMAT[f] for n, f in formats.items()}
+    with _Stable(context, toolchains) as stable, tempfile.TemporaryDirectory(dir=context.out) as scratch:
         files = {}
         sizes: dict[str, int] = {}
         for batch in batches:
@@ -179,34 +186,40 @@ def measure(context: StepContext) -> StepOutcome:
             fed = _of_batch(feeds, batch, descriptor)
             sizes = {k: n for k, n in sizes_of(descriptor.inputs, fed).items() if k not in (BATCH_AXIS, ROWS_AXIS)}
             save(files[batch], fed)
-        for number, (contender, source) in enumerate(contenders.items()):
-            context.progress(0.2 * number / len(contenders), f"loading {contender}")
-            stable.toolchains[contender] = (
-                toolchain_of(descriptor)
-                if contender == ORIGINAL
-                else TOOLCHAIN_OF_FORMAT[options.formats.get(contender, Format.ONNX)]
-            )
-            answer = stable.ask(contender, {"do": "load", "input": source})
-            if answer is None:
-                continue
-            stable.runtimes[contender] = str(answer["runtime"])
-            stable.versions = {**answer["versions"], **stable.versions}
-            for batch in batches:
-                stable.ask(contender, {"do": "bind", "batch": batch, "feeds": str(files[batch])})
+        together: dict[str, dict[str, str]] = {}
+        for contender, source in contenders.items():
+            together.setdefault(toolchains[contender], {})[contender] = source
+        with ThreadPoolExecutor(len(together)) as pool:
+            list(pool.map(lambda theirs: _prepare(context, stable, theirs, files), together.values()))
+        await_machine(context, _PREPARED)
         series = _race(context, stable, [c for c in contenders if c not in stable.failures], batches)
         measurements = tuple(
             _measurement(each, stable.runtimes[each.contender])
             for each in series
             if each.rounds_ms and each.contender not in stable.failures
         )
+        versions = dict(ChainMap(*(stable.versions.get(contender, {}) for contender in contenders)))
         report = MeasureReport(
-            machine=machine.describe(request.threads).model_copy(update={"versions": stable.versions}),
+            machine=machine.describe(request.threads).model_copy(update={"versions": versions}),
             method=_method(options, case, series),
             case_axes=sizes,
             measurements=measurements,
             failures=stable.failures,
         )
     return StepOutcome(report=report)
+
+
+def _prepare(context: StepContext, stable: _Stable, contenders: dict[str, str], feeds: dict[int, Path]) -> None:
+    """Load, bind and warm up the contenders of one toolchain."""
+    for contender, source in contenders.items():
+        context.progress(0.0, f"loading {contender}")
+        answer = stable.ask(contender, {"do": "load", "input": source})
+        if answer is None:
+            continue
+        stable.runtimes[contender] = str(answer["runtime"])
+        stable.versions[contender] = answer["versions"]
+        for batch, path in feeds.items():
+            stable.ask(contender, {"do": "bind", "batch": batch, "feeds": str(path)})
 
 
 def _race(context: StepContext, stable: _Stable, contenders: list[str], batches: tuple[int, ...]) -> list[_Series]:
@@ -221,7 +234,9 @@ def _race(context: StepContext, stable: _Stable, contenders: list[str], batches:
             break
         if number >= CLEAR_ROUNDS and _is_clear(series, deciding, stable):
             break
-        context.progress(0.2 + 0.8 * number / options.rounds, f"round {number + 1} of at most {options.rounds}")
+        context.progress(
+            _PREPARED + (1 - _PREPARED) * number / options.rounds, f"round {number + 1} of at most {options.rounds}"
+        )
         for batch in batches:
             if batch not in deciding and number >= SHOWN_ROUNDS:
                 continue

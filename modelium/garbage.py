@@ -28,7 +28,8 @@ def collect(context: Context, *, older_than_days: float, dry_run: bool = False) 
     """Remove step outputs of jobs that ended long enough ago.
 
     Kept always: every dropped model and sidecar, every model of a deployment that is active or can be rolled back to,
-    and whatever a job that has not ended may still need. Waits until no step runs.
+    and whatever a job that has not ended may still need. Waits until no step runs, but for those that are
+    ready to measure: what they read is recorded.
     """
     with machine_lease.hold(exclusive=True), machine_lease.locked(_lock(context)):
         return _collect(context, older_than_days, dry_run)

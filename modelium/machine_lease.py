@@ -1,8 +1,10 @@
 """The machine's lease: which steps run at once on this machine, whichever process or home of a user started them.
 
-A step takes a place and the memory it will need; measuring has every place. Who asks stands in one line, so a step that
-needs much memory, or a measurement, waits for those before it and never for those behind. All of it is bytes locked in
-one file (``byte_locks``): a killed holder or waiter frees its own at once.
+A step takes a place and the memory it will need, both or neither. Measuring gives its place back once it is ready, and
+then takes every place. Who asks stands in one line, so a step that needs much memory waits for those before it and
+never for those behind; a measurement that is ready goes before the line, which may wait for its memory. Nobody who has
+a place waits for anything. All of it is bytes locked in one file (``byte_locks``): a killed holder or waiter frees its
+own at once.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -31,6 +33,8 @@ _RESERVE_SHARE, _MOST_RESERVE_BYTES = 8, 2 << 30
 # Ranges of one file's bytes.
 _COUNTER = range(0, 1)
 _PLACES = range(1, 1 + MOST_STEPS)
+_READY = range(1 + MOST_STEPS, 2 + MOST_STEPS)
+"""Held by whoever prepared under a place, gave it back and now waits for all: nobody else takes a place meanwhile."""
 _MEMORY = range(1 << 20, 1 << 30)
 _LINE = range(1 << 30, 1 << 40)
 
@@ -43,6 +47,22 @@ class Lease:
 
     waited_s: float
     memory_bytes: int
+    _locks: ByteLocks = field(repr=False, compare=False)
+
+    def take_machine(self, should_stop: Ask = lambda: False) -> float:
+        """Give the place back, keep the memory, and return the seconds waited until every place is held.
+
+        Raises Cancelled when ``should_stop`` says so; no place is held then.
+        """
+        began = time.monotonic()
+        # Before anything is waited for: of two that hold a place each and want all, neither would ever get them.
+        self._locks.give(_PLACES)
+        try:
+            _until(lambda: self._locks.take(_READY), should_stop)
+            _until(lambda: self._locks.take(_PLACES), should_stop)
+        finally:
+            self._locks.give(_READY)
+        return time.monotonic() - began
 
 
 @contextmanager
@@ -67,10 +87,9 @@ def hold(
     wanted = min(-(-memory_bytes // UNIT_BYTES), budget)
     with ByteLocks(runtime_root() / "machine.ledger") as locks:
         ticket = _stand_in_line(locks, should_stop)
-        _until(lambda: _take_places(locks, exclusive, at_once), should_stop)
-        _until(lambda: _take_memory(locks, wanted, budget), should_stop)
+        _until(lambda: _take(locks, exclusive, at_once, wanted, budget), should_stop)
         locks.give(ticket)
-        yield Lease(time.monotonic() - began, wanted * UNIT_BYTES)
+        yield Lease(time.monotonic() - began, wanted * UNIT_BYTES, locks)
 
 
 def machine_budget_bytes() -> int:
@@ -97,7 +116,18 @@ def _stand_in_line(locks: ByteLocks, should_stop: Ask) -> range:
     return ticket
 
 
+def _take(locks: ByteLocks, exclusive: bool, at_once: int, wanted: int, budget: int) -> bool:
+    if not _take_places(locks, exclusive, at_once):
+        return False
+    if not _take_memory(locks, wanted, budget):
+        locks.give(_PLACES)  # the memory may be that of a measurement, which waits for this very place
+        return False
+    return True
+
+
 def _take_places(locks: ByteLocks, exclusive: bool, at_once: int) -> bool:
+    if not locks.free(_READY):
+        return False
     if exclusive:
         return locks.take(_PLACES)
     # Only the first in line takes anything, so what is free stays free until it has taken it.

@@ -11,11 +11,12 @@ from uuid import uuid4
 
 from modelium import db, garbage, jobs, machine_lease, step_cache, step_memory, step_runs
 from modelium.context import Context
+from modelium.handover import Handover
 from modelium.live_step import LiveStep
 from schemas import catalog
 from schemas.descriptor import ModelDescriptor
 from schemas.errors import Cancelled, ErrorDocument
-from schemas.step_io import StepRequest
+from schemas.step_io import LEASE_INPUT, StepRequest
 from schemas.step_run import Limits, StepRun, StepRunState
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Work:
 
         Args:
             inputs: Input name to the sha256 of a stored artifact.
-            exclusive: Have the machine alone, as measuring must.
+            exclusive: Have the machine alone from when the step says that it is ready, as measuring must.
             reuse: Look in the cache first, and take what ``reusable`` says may be taken.
             machine: Part of the cache key, for results that hold on one machine only.
             with_target: Hand the target to the step; it then is part of the cache key.
@@ -102,6 +103,8 @@ class Work:
         budget = settings.memory_bytes or machine_lease.machine_budget_bytes()
         bounds = limits or settings.limits()
         bounds = bounds.model_copy(update={"memory_bytes": min(bounds.memory_bytes, budget)})
+        if exclusive:  # it may wait inside its sandbox for those beside it, each of which has as long
+            bounds = bounds.model_copy(update={"timeout_s": 2 * bounds.timeout_s})
         request = StepRequest(
             kind=kind,
             options=typed.model_dump(mode="json"),
@@ -147,7 +150,7 @@ class Work:
             sizes = [self._size_bytes(sha256) for name, sha256 in inputs.items() if _is_model(name)]
             needed = step_memory.estimate(kind, toolchain, sizes, descriptor, beside)
             with machine_lease.hold(
-                exclusive=exclusive,
+                exclusive=False,
                 at_once=settings.workers,
                 memory_bytes=min(needed, bounds.memory_bytes),
                 budget_bytes=budget,
@@ -156,7 +159,10 @@ class Work:
                 self.check()
                 run = run.model_copy(update={"reserved_memory_bytes": lease.memory_bytes, "started_at": db.now()})
                 step_runs.save(context.database, run)
-                return self._execute(request, run, tools, others)
+                if not exclusive:
+                    return self._execute(request, run, tools, others)
+                with Handover(lease, context.home.workspaces, self.stopping.is_set) as handover:
+                    return self._execute(request, run, tools, others, handover)
 
     def _size_bytes(self, sha256: str) -> int:
         return self.context.store.artifact(sha256).size_bytes
@@ -176,7 +182,14 @@ class Work:
         log.info("step %s reused", run.kind, extra={"job": run.job_id, "step": run.id})
         return run
 
-    def _execute(self, request: StepRequest, run: StepRun, tools: Toolchain, others: tuple[Toolchain, ...]) -> StepRun:
+    def _execute(
+        self,
+        request: StepRequest,
+        run: StepRun,
+        tools: Toolchain,
+        others: tuple[Toolchain, ...],
+        handover: Handover | None = None,
+    ) -> StepRun:
         import executor
 
         context, kind = self.context, run.kind
@@ -184,9 +197,12 @@ class Work:
         extra = {"job": run.job_id, "step": run.id}
         log.info("step %s started%s", kind, f" for {run.contender}" if run.contender else "", extra=extra)
         assert run.limits is not None
+        inputs = {name: context.store.path(sha256) for name, sha256 in run.inputs.items()}
+        if handover is not None:
+            inputs[LEASE_INPUT] = handover.folder
         spec = executor.StepSpec(
             request=request,
-            inputs={name: context.store.path(sha256) for name, sha256 in run.inputs.items()},
+            inputs=inputs,
             toolchain=tools,
             limits=run.limits,
             beside=others,
@@ -195,7 +211,12 @@ class Work:
 
         def should_stop() -> bool:
             live.tick()  # asked a few times a second: what was said last is shown though nothing follows it
-            return self.stopping.is_set()
+            return self.stopping.is_set() or (handover is not None and handover.has_failed())
+
+        def on_progress(fraction: float, message: str) -> None:
+            live.progress(fraction, message)
+            if handover is not None:
+                handover.hear(message)
 
         ended: dict[str, Any] = {"state": StepRunState.CANCELLED}
         try:
@@ -203,7 +224,7 @@ class Work:
                 spec,
                 workspaces=context.home.workspaces,
                 sandbox=context.sandbox,
-                on_progress=live.progress,
+                on_progress=on_progress,
                 on_log=live.add_log,
                 should_stop=should_stop,
             ) as output:

@@ -17,6 +17,10 @@ from schemas.target import TargetProfile
 
 STEP_FILE = "step.json"
 RESULT_FILE = "result.json"
+LEASE_INPUT, LEASE_FILE = "lease", "machine"
+"""An input that is a folder, and its file: empty until the step has the machine alone. By hand there is none."""
+READY = "waiting for the machine"
+"""The progress message of a step that has prepared and does nothing until it has the machine alone."""
 
 
 class StepRequest(Document):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,33 +63,47 @@ def test_the_kernel_keeps_the_ledger_that_a_set_of_bytes_would(
             holder.close()
 
 
-REQUESTS = st.lists(st.tuples(st.integers(0, 130), st.booleans()), min_size=1, max_size=10)
+REQUESTS = st.lists(
+    st.tuples(st.integers(0, 130), st.sampled_from(["beside", "alone", "ready"])), min_size=1, max_size=10
+)
 
 
 @given(REQUESTS, st.integers(1, 4))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_asked_for_the_machine_is_never_over_committed_and_everybody_is_served(
-    requests: list[tuple[int, bool]], at_once: int
+    requests: list[tuple[int, str]], at_once: int
 ) -> None:
     budget = 100
     guard, now, peak, served = threading.Lock(), [0, 0, 0], [0, 0], []
 
-    def ask(units: int, exclusive: bool) -> None:
+    def run(alone: bool) -> None:
+        with guard:
+            now[1] += 1
+            now[2] += alone
+            peak[1] = max(peak[1], now[1])
+            assert not now[2] or now[1] == 1, "a measurement was not alone"
+        time.sleep(0.001)
+        with guard:
+            now[1] -= 1
+            now[2] -= alone
+
+    def ask(units: int, how: str) -> None:
         with hold(
-            exclusive=exclusive, at_once=at_once, memory_bytes=units * UNIT_BYTES, budget_bytes=budget * UNIT_BYTES
+            exclusive=how == "alone",
+            at_once=at_once,
+            memory_bytes=units * UNIT_BYTES,
+            budget_bytes=budget * UNIT_BYTES,
         ) as lease:
             assert lease.memory_bytes == min(units, budget) * UNIT_BYTES
             with guard:
                 now[0] += min(units, budget)
-                now[1] += 1
-                now[2] += exclusive
-                peak[:] = max(peak[0], now[0]), max(peak[1], now[1])
-                assert not now[2] or now[1] == 1, "a measurement was not alone"
-            time.sleep(0.001)
+                peak[0] = max(peak[0], now[0])
+            run(how == "alone")
+            if how == "ready":
+                lease.take_machine()
+                run(True)
             with guard:
                 now[0] -= min(units, budget)
-                now[1] -= 1
-                now[2] -= exclusive
         served.append(units)
 
     threads = [threading.Thread(target=ask, args=request, daemon=True) for request in requests]
@@ -203,3 +217,121 @@ def test_a_cancelled_waiter_leaves_the_line() -> None:
         pass
     with hold(exclusive=True) as lease:
         assert lease.waited_s < 1
+
+
+BUDGET = {"budget_bytes": 100 * UNIT_BYTES}
+
+
+def in_thread(what: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_that_hold_a_place_each_and_want_the_machine_both_get_it_in_turn() -> None:
+    both, alone, most = threading.Barrier(2), [0], [0]
+
+    def measure() -> None:
+        with hold(exclusive=False, at_once=2) as lease:
+            both.wait(20)
+            lease.take_machine()
+            alone[0] += 1
+            most[0] = max(most[0], alone[0])
+            time.sleep(0.05)
+            alone[0] -= 1
+
+    threads = [in_thread(measure) for _ in range(2)]
+    for thread in threads:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most == [1]
+
+
+def test_a_measurement_that_is_ready_gets_the_machine_before_the_step_that_waits_for_its_memory() -> None:
+    got: list[str] = []
+
+    def big() -> None:
+        with hold(exclusive=False, memory_bytes=100 * UNIT_BYTES, **BUDGET):
+            got.append("big")
+
+    with hold(exclusive=False, memory_bytes=60 * UNIT_BYTES, **BUDGET) as lease:
+        waiting = in_thread(big)
+        time.sleep(0.1)  # it is first in line by now
+        deadline = time.monotonic() + 20
+        lease.take_machine(lambda: time.monotonic() > deadline)
+        got.append("measured")
+    waiting.join(timeout=20)
+    assert got == ["measured", "big"]
+
+
+def test_who_waits_for_the_machine_has_no_place_keeps_its_memory_and_lets_nobody_begin() -> None:
+    began, done = threading.Event(), threading.Event()
+
+    def measure() -> None:
+        with hold(exclusive=False, at_once=2, memory_bytes=10 * UNIT_BYTES, **BUDGET) as lease:
+            began.set()
+            lease.take_machine()
+            done.set()
+
+    with hold(exclusive=False, at_once=2, memory_bytes=10 * UNIT_BYTES, **BUDGET):
+        thread = in_thread(measure)
+        assert began.wait(20)
+        time.sleep(0.1)
+        assert machine_lease.reserved_bytes() == 20 * UNIT_BYTES
+        asked = time.monotonic()
+        with (
+            pytest.raises(Cancelled),
+            hold(exclusive=False, at_once=2, should_stop=lambda: time.monotonic() > asked + 0.1),
+        ):
+            pass
+        assert not done.is_set()
+    assert done.wait(20)
+    thread.join(timeout=20)
+
+
+def test_who_is_cancelled_while_it_waits_for_the_machine_holds_nobody_up() -> None:
+    with hold(exclusive=False, at_once=2), hold(exclusive=False, at_once=2) as lease:
+        with pytest.raises(Cancelled):
+            lease.take_machine(lambda: True)
+        with hold(exclusive=False, at_once=2):
+            pass
+
+
+def test_a_process_killed_while_it_waits_for_the_machine_holds_nobody_up(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from modelium import machine_lease
+machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
+with machine_lease.hold(exclusive=False, memory_bytes=90 << 20, budget_bytes=100 << 20) as lease:
+    Path({str(tmp_path / "asking")!r}).touch()
+    lease.take_machine()
+"""
+    with hold(exclusive=False):
+        waiter = subprocess.Popen([sys.executable, "-P", "-c", code])
+        wait_until((tmp_path / "asking").exists)
+        time.sleep(0.2)
+        waiter.kill()
+        waiter.wait()
+        assert machine_lease.reserved_bytes() == 0
+        with hold(exclusive=False):
+            pass
+
+
+def test_measurements_of_several_processes_all_get_the_machine(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from modelium import machine_lease
+machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
+for _ in range(5):
+    with machine_lease.hold(exclusive=False, at_once=2, memory_bytes=40 << 20, budget_bytes=100 << 20) as lease:
+        lease.take_machine()
+        Path({str(tmp_path / "alone")!r}).touch(exist_ok=False)
+        Path({str(tmp_path / "alone")!r}).unlink()
+"""
+    processes = [subprocess.Popen([sys.executable, "-P", "-c", code]) for _ in range(3)]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
