@@ -228,16 +228,17 @@ def sentence_feeds(folder: Path, specs: Sequence[TensorSpec], max_length: int = 
     fixed = length if isinstance(length, int) else None
     rows_per_case = batch if isinstance(batch, int) else 8
     pad = _setting(folder, "pad_token_id") or 0
-    start = _setting(folder, "decoder_start_token_id")
+    given = _setting(folder, "decoder_start_token_id")
+    start = pad if given is None else given
     # Some models make up positions that they have no weights for, and no graph can follow them there.
     max_length = min(max_length, _setting(folder, "max_position_embeddings") or max_length)
     # Sorted by length, so that the batches are padded to lengths of their own.
     rows.sort(key=lambda row: len(row[0]))
     cases = []
-    for start in range(0, len(rows) - rows_per_case + 1, rows_per_case):
-        part = rows[start : start + rows_per_case]
+    for at in range(0, len(rows) - rows_per_case + 1, rows_per_case):
+        part = rows[at : at + rows_per_case]
         size = fixed or min(max(len(ids) for ids, _ in part), max_length)
-        cases.append({spec.name: _padded(spec, part, size, pad, pad if start is None else start) for spec in specs})
+        cases.append({spec.name: _padded(spec, part, size, pad, start) for spec in specs})
         if len(cases) == 4:
             break
     return cases

@@ -114,13 +114,31 @@ def test_dropout_in_the_original_itself_is_reported_as_not_deterministic(tell, s
     assert not story.reference().deterministic
 
 
-def test_sentences_are_padded_to_lengths_of_their_own(tmp_path):
+def _save_tokenizer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "the", "a", "and", "to", "."])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_decoder_gets_the_same_text_after_its_own_start_token_in_every_batch(tmp_path):
+    _save_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"decoder_start_token_id": 5}')
+    specs = [
+        TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"), known_by=KnownBy.PROBE)
+        for name in ("input_ids", "decoder_input_ids")
+    ]
+    cases = sentence_feeds(tmp_path, specs)
+    assert len(cases) == 3
+    for case in cases:
+        assert (case["decoder_input_ids"][:, 0] == 5).all()
+        assert (case["decoder_input_ids"][:, 1] == case["input_ids"][:, 0]).all()
+
+
+def test_sentences_are_padded_to_lengths_of_their_own(tmp_path):
+    _save_tokenizer(tmp_path)
     specs = [
         TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"), known_by=KnownBy.PROBE)
         for name in ("input_ids", "attention_mask")
