@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class Zoo:
             return kept
         began = time.perf_counter()
         by_steps = self.steps or (family.way == "steps" and number % family.pipeline_every != 0)
-        told = self._by_steps(family, name, path) if by_steps else self._by_pipeline(family, path)
+        told = self._by_steps(family, name, path) if by_steps else self._by_pipeline(family, name, path)
         itself = self._itself(family, path)
         message = told.get("message", "")
         if "proven" in told:
@@ -110,14 +110,16 @@ class Zoo:
             worker.kill()
             worker.wait()
 
-    def _by_pipeline(self, family: Family, path: Path) -> dict[str, Any]:
+    def _by_pipeline(self, family: Family, name: str, path: Path) -> dict[str, Any]:
         """Submit and follow the model as ``modelium convert`` does; return what its account says."""
+        from ingestion.drops import drops
         from modelium import follow
         from modelium.account import build
-        from modelium.submit import submit_path
+        from modelium.submit import submit
         from planner.fixed_sizes import FIXED
 
-        ids = submit_path(self.context, path)
+        # Under a name of its own: many of a zoo's files are called the same.
+        ids = [submit(self.context, replace(drop, relative=name), source="cli").job_id for drop in drops(path)]
         if not ids:
             return {"code": "not_found", "message": "Nothing here was taken for a model.", "hint": ""}
         follow.to_the_end(self.context, ids, lambda update: None)
