@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from modelium.cli import cli
@@ -22,3 +26,15 @@ def test_the_home_may_be_named_before_the_command_or_after_it(tmp_path: Path, or
 def test_a_toolchain_that_is_not_installed_is_no_fault_of_ours() -> None:
     error = ToolchainMissing("The boosting toolchain is not installed.", hint="Run: make setup TOOLCHAINS=boosting")
     assert error.exit_code == 3
+
+
+def test_kubernetes_prints_a_namespace_of_its_own_and_never_restricts_the_default_one(tmp_path: Path) -> None:
+    def printed(**variables: str) -> subprocess.CompletedProcess[str]:
+        order = [str(Path(sys.executable).parent / "modelium"), "--home", str(tmp_path), "kubernetes"]
+        return subprocess.run(order, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
+
+    refused = printed()
+    assert (refused.returncode, refused.stdout) == (2, "") and "MODELIUM_NAMESPACE" in refused.stderr
+    given = printed(MODELIUM_NAMESPACE="models")
+    assert given.returncode == 0, given.stderr
+    assert {part["kind"] for part in yaml.safe_load_all(given.stdout)} >= {"Namespace", "NetworkPolicy", "Role"}
