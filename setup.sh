@@ -60,3 +60,5 @@ main_environment() {
 
 main_environment
 for toolchain in ${TOOLCHAINS:-}; do own_environment "$toolchain"; done
+# Sandboxes see this checkout read-only, and would compile it at every start.
+.venv/bin/python -m compileall -q analyzer converters executor schemas

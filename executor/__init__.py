@@ -10,16 +10,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from executor.execution import run, sweep
+    from executor.execution import prepare, run, sweep
     from executor.find import find_sandbox
     from executor.step_spec import StepOutput, StepSpec
 
-__all__ = ["StepOutput", "StepSpec", "find_sandbox", "run", "sweep"]
+__all__ = ["StepOutput", "StepSpec", "find_sandbox", "prepare", "run", "sweep"]
 
 _OWNERS = {
     "StepOutput": "executor.step_spec",
     "StepSpec": "executor.step_spec",
     "find_sandbox": "executor.find",
+    "prepare": "executor.execution",
     "run": "executor.execution",
     "sweep": "executor.execution",
 }

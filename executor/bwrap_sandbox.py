@@ -19,6 +19,7 @@ from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Ob
 from executor.seccomp import program
 from executor.supervise import supervise
 from executor.warm_parents import WarmBounds
+from executor.warm_protocol import FORKABLE
 from executor.warm_steps import WarmSteps
 from schemas.step_run import Isolation, Limits
 
@@ -58,6 +59,11 @@ class BwrapSandbox:
     def _probed(self) -> Isolation:
         return probe(self, Path(sys.executable), group_bounds())
 
+    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+        """Start the warm parent of ``toolchain``, and find out what its children enforce as soon as it is there."""
+        if self._warm is not None and toolchain in FORKABLE:
+            self._warm.prepare(toolchain, interpreter, environment, lambda: self._probed)
+
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol."""
         out = command.workspace / OUT
@@ -65,11 +71,13 @@ class BwrapSandbox:
         if as_root():
             os.chown(out, SANDBOX_UID, SANDBOX_UID)
         began = time.monotonic()
-        if self._warm is not None and command.warm is not None and not command.beside:
-            ending = self._warm.execute(command, observers, began=began, cold=self._probed)
-            if ending is not None:
-                return ending
-        return self._cold(command, observers)
+        if self._warm is None or command.warm is None:
+            return self._cold(command, observers)
+        with self._warm.parents.awake():
+            ending = None
+            if not command.beside:
+                ending = self._warm.execute(command, observers, began=began, cold=self._probed)
+            return ending or self._cold(command, observers)
 
     @property
     def starts_warm(self) -> bool:

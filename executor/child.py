@@ -85,7 +85,8 @@ def _import(kind: StepKind) -> StepFunction:
     module_name, _, function_name = kind.function.partition(":")
     toolchain = os.environ.get("MODELIUM_TOOLCHAIN", kind.toolchains[0])
     # Analysis reads headers as bytes: it imports what a format needs itself, and starts in a tenth of a second.
-    preloaded = () if kind.kind == "analyze" else PRELOADED.get(toolchain, ())
+    # Measuring leaves the runtimes to the processes that it times.
+    preloaded = () if kind.kind in ("analyze", "measure") else PRELOADED.get(toolchain, ())
     try:
         for name in preloaded:
             importlib.import_module(name)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,9 @@ class DockerSandbox:
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced; probed once per process, whatever the limits."""
         return self._probed
+
+    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+        """Do nothing: every program is started anew."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol."""

@@ -12,6 +12,7 @@ from executor import cgroup, toolchain, workspace
 from executor.collect import read_outputs, read_result
 from executor.sandbox import OUT, Command, Ending, Observers, Sandbox
 from executor.step_spec import StepOutput, StepSpec
+from executor.toolchain import Toolchain
 from executor.warm_protocol import FORKABLE
 from executor.workspace import Workspace
 from schemas.catalog import entry, parse_options
@@ -75,6 +76,11 @@ def run(
     return StepOutput(result, out, outputs, usage, ending.warm or isolation, ending.log, folder)
 
 
+def prepare(toolchain: Toolchain, sandbox: Sandbox, threads: int) -> None:
+    """Have ready, in a while, what steps of ``toolchain`` start from; waits for nothing."""
+    sandbox.prepare(toolchain.name, toolchain.interpreter, step_environment(threads, toolchain.name))
+
+
 def sweep(workspaces: Path) -> int:
     """Remove the folders and control groups of owners that died; return how many. Safe beside running steps."""
     return workspace.sweep(workspaces) + cgroup.sweep()
@@ -121,7 +127,8 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     # What is timed has the machine to itself, and a process that holds nothing but what it timed.
     is_warm = spec.toolchain.name in FORKABLE and request.kind != "measure"
     warm = spec.toolchain.name if is_warm else None
-    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside, warm)
+    hurried = request.kind == "analyze"
+    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside, warm, hurried)
     return sandbox.execute(command, observers)
 
 

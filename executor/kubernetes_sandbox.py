@@ -103,6 +103,9 @@ class KubernetesSandbox:
                 removed += deleted(self._cluster, metadata["name"])
         return removed
 
+    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+        """Do nothing: every program is started anew."""
+
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol. Raises SandboxUnavailable when its pod can't start."""
         out = command.workspace / OUT

@@ -36,6 +36,8 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
     warm: str | None = None
+    hurried: bool = False
+    """Rather start cold than wait until a warm parent has its imports done: the program needs few of them."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Sandbox(Protocol):
 
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced under ``limits``, found out by running it once in this process."""
+
+    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+        """Have ready, in a while, what steps of ``toolchain`` start from. Does not wait for it."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end and leave nothing behind but what it wrote to ``out/``."""

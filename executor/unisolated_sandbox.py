@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from executor.cgroup import Cgroup
@@ -45,6 +45,9 @@ class UnisolatedSandbox:
             cpu="rlimit",
             notes=("NOT ISOLATED: the operator allowed it. Use it only for models you would run by hand.",),
         )
+
+    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+        """Do nothing: every program is started anew."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; a process that detached itself may survive it."""

@@ -55,20 +55,53 @@ class WarmParents:
         self._lock = threading.Lock()
         self._parents: dict[WarmKey, Future[WarmParent]] = {}
         self._users: dict[WarmKey, int] = {}
+        self._awake = 0
         self._refused: dict[WarmKey, str] = {}
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    @contextlib.contextmanager
-    def borrowed(self, key: WarmKey, should_stop: Callable[[], bool] | None = None) -> Iterator[WarmParent]:
-        """Lend the parent for ``key``, started if need be; it runs only while it is lent. Raises WarmFailed."""
+    def prepare(self, key: WarmKey) -> None:
+        """Start the parent for ``key`` unless there is one or it can't be, and wait for nothing."""
         if self._owner != os.getpid():
             self._after_fork()
+        with self._lock, contextlib.suppress(WarmFailed):
+            self._find(key)
+
+    def is_ready(self, key: WarmKey) -> bool:
+        """Whether a step would not have to wait for its parent."""
+        with self._lock:
+            future = self._parents.get(key)
+            return self._owner == os.getpid() and future is not None and _is_ready(future) and future.result().alive
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let them go on with their imports while a step of this process runs, and only then: it has the leave to."""
+        if self._owner != os.getpid():
+            self._after_fork()
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            before, self._awake = self._awake, self._awake + more
+            if not (before and self._awake):
+                for future in self._parents.values():
+                    if _is_ready(future):
+                        (future.result().resume if self._awake else future.result().pause)()
+
+    @contextlib.contextmanager
+    def borrowed(self, key: WarmKey, should_stop: Callable[[], bool] | None = None) -> Iterator[WarmParent]:
+        """Lend the parent for ``key``, started if need be. Raises WarmFailed."""
+        with self.awake():
+            yield from self._lend(key, should_stop)
+
+    def _lend(self, key: WarmKey, should_stop: Callable[[], bool] | None) -> Iterator[WarmParent]:
         with self._lock:
             future = self._find(key)
             self._users[key] = self._users.get(key, 0) + 1
-            if _is_ready(future):
-                future.result().resume()
         try:
             yield self._await(future, should_stop)
         except WarmFailed as error:
@@ -79,8 +112,6 @@ class WarmParents:
         finally:
             with self._lock:
                 self._users[key] -= 1
-                if not self._users[key] and _is_ready(future):
-                    future.result().pause()
             self._work.put(self._tidy)
 
     def close(self) -> None:
@@ -145,9 +176,14 @@ class WarmParents:
             parent = self._start(key)
             parent.wait()
             log.debug("warm parent of %s ready after %.1f s", key.toolchain, time.monotonic() - began)
-            fresh.set_result(parent)
+            with self._lock:
+                fresh.set_result(parent)
+                if not self._awake:
+                    parent.pause()
         except (WarmFailed, OSError, ModeliumError) as error:
-            fresh.set_exception(error if isinstance(error, WarmFailed) else WarmFailed(str(error), lasting=True))
+            # Of what the system refuses, most is short for a while only: processes, memory, descriptors.
+            lasting = not isinstance(error, OSError)
+            fresh.set_exception(error if isinstance(error, WarmFailed) else WarmFailed(str(error), lasting=lasting))
         finally:
             if not _is_ready(fresh):
                 if not fresh.done():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class WarmSteps:
     def execute(self, command: Command, observers: Observers, *, began: float, cold: Isolation) -> Ending | None:
         """Run ``command`` in a child that holds what ``cold`` does, or return None: then start it cold."""
         try:
+            if command.hurried and not self.parents.is_ready(_key(command)):
+                return None
             isolation = self._holds(command, cold)
             ending = self._run(command, observers, began)
         except WarmFailed as error:
@@ -57,6 +60,16 @@ class WarmSteps:
                 log.warning("a step of %s starts cold: %s", command.warm, why)
             return None
         return replace(ending, warm=isolation)
+
+    def prepare(
+        self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Callable[[], Isolation]
+    ) -> None:
+        """Start the parent of ``toolchain``, and find out what its children enforce before a step needs to."""
+        command = Command((), Path(), interpreter, Limits(), environment=environment, warm=toolchain)
+        self.parents.prepare(_key(command))
+        if self._found is None:
+            with contextlib.suppress(WarmFailed):  # the step that needs it tells why
+                self._holds(command, cold())
 
     def why_not(self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Isolation) -> str | None:
         """Return why steps of ``toolchain`` start cold, or None when one has started warm just now."""
@@ -89,8 +102,7 @@ class WarmSteps:
             return self._found
 
     def _run(self, command: Command, observers: Observers, began: float) -> Ending:
-        assert command.warm is not None
-        key = WarmKey(command.warm, command.interpreter, tuple(sorted(command.environment.items())))
+        key = _key(command)
         cgroup = Cgroup.create(command.limits)
         pipes, mounts, out = Pipes(), list[int](), command.workspace / OUT
         try:
@@ -146,6 +158,11 @@ class WarmSteps:
         yield from arguments.system(_PARENT_TMP_BYTES, _PARENT_TMP_BYTES)
         yield from ("--perms", "0755", "--dir", str(ROOT))
         yield from arguments.bound(arguments.installed((interpreter,)))
+
+
+def _key(command: Command) -> WarmKey:
+    assert command.warm is not None
+    return WarmKey(command.warm, command.interpreter, tuple(sorted(command.environment.items())))
 
 
 class _Probed:

@@ -44,12 +44,21 @@ class Store:
             _make_folder(self.root / name, 0o700 if name == "incoming-tmp" else 0o755)
         self._sweep_scratch()
 
-    def put(self, path: Path, *, below: Path | None = None, skip: Callable[[str], bool] | None = None) -> Artifact:
+    def put(
+        self,
+        path: Path,
+        *,
+        below: Path | None = None,
+        skip: Callable[[str], bool] | None = None,
+        take: bool = False,
+    ) -> Artifact:
         """Store a file or folder and return its name; the same content twice is stored once.
 
         Args:
             below: Folder from which on no link is followed; without it only ``path`` itself and what it holds.
             skip: Told each path inside a folder; True leaves that file or subfolder out.
+            take: The files are the caller's, who removes them next and lets nobody write to them: they are not copied
+                but become the stored ones, where they lie on the store's file system.
 
         Raises:
             ModelFailed, NeedsInput: A link, special file, strange name; the hint says what to do.
@@ -59,9 +68,10 @@ class Store:
         with self._scratch() as scratch, readable(path, ours=self.root):
             try:
                 with opened(path, below=below) as fd:
+                    read_in = self._take_in if take else self._copy_in
                     if stat.S_ISREG(os.fstat(fd).st_mode):
-                        return self._commit_file(self._copy_in(fd, "", path, scratch), scratch)
-                    return self._commit_folder(tuple(self._walk(fd, path, scratch, skip)), scratch)
+                        return self._commit_file(read_in(fd, "", path, scratch), scratch)
+                    return self._commit_folder(tuple(self._walk(fd, path, scratch, skip, read_in)), scratch)
             except LinkFound as found:
                 raise link_refusal(found, path, below=below) from None
 
@@ -137,7 +147,13 @@ class Store:
     # Reading in
 
     def _walk(
-        self, fd: int, path: Path, scratch: Path, skip: Callable[[str], bool] | None, prefix: str = ""
+        self,
+        fd: int,
+        path: Path,
+        scratch: Path,
+        skip: Callable[[str], bool] | None,
+        read_in: Callable[[int, str, Path, Path], ArtifactFile],
+        prefix: str = "",
     ) -> Iterator[ArtifactFile]:
         before = os.fstat(fd)
         count = 0
@@ -149,9 +165,9 @@ class Store:
             inner = open_entry(fd, name, path / name)
             try:
                 if stat.S_ISDIR(os.fstat(inner).st_mode):
-                    found = self._walk(inner, path / name, scratch, skip, relative + "/")
+                    found = self._walk(inner, path / name, scratch, skip, read_in, relative + "/")
                 else:
-                    found = iter((self._copy_in(inner, relative, path / name, scratch),))
+                    found = iter((read_in(inner, relative, path / name, scratch),))
                 for file in found:
                     count += 1
                     if count > self._max_files:
@@ -192,6 +208,24 @@ class Store:
                 os.fsync(copy.fileno())
         partial.replace(scratch / digest.hexdigest())
         return ArtifactFile(path=relative, sha256=digest.hexdigest(), size_bytes=size_bytes)
+
+    def _take_in(self, fd: int, relative: str, path: Path, scratch: Path) -> ArtifactFile:
+        """Link an open file into ``scratch``, named by its sha256; copy it where it can't become a stored one."""
+        info = os.fstat(fd)
+        mine = os.geteuid() in (0, info.st_uid)
+        if not mine or info.st_nlink != 1 or info.st_dev != scratch.stat().st_dev:
+            return self._copy_in(fd, relative, path, scratch)
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as source:
+            name = hashlib.file_digest(source, "sha256").hexdigest()
+        if not (scratch / name).exists():
+            os.fchown(fd, os.geteuid(), os.getegid())
+            os.fchmod(fd, 0o444)
+            if not self._blob(name).exists():
+                os.fsync(fd)
+            # By the descriptor: what was hashed is what is linked, whatever stands under the path by now. Without a
+            # folder's descriptor, which an absolute path needs none of, Python calls link(2), which follows nothing.
+            os.link(f"/proc/self/fd/{fd}", scratch / name, src_dir_fd=fd, follow_symlinks=True)
+        return ArtifactFile(path=relative, sha256=name, size_bytes=info.st_size)
 
     # Committing
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_init, worker_shutting_down
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
@@ -17,7 +14,6 @@ from modelium import jobs, logs, outbox, settings, tasks
 from modelium.broker import broker_url
 from modelium.context import Context
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MEASURE_QUEUE = "measure"
 GENERAL_QUEUES = tuple(stage for stage in jobs.STAGES if stage != MEASURE_QUEUE)
 
@@ -39,7 +35,6 @@ def make_app() -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # the reaper hands a dead worker's job on, and counts how often
         worker_prefetch_multiplier=1,
-        worker_max_memory_per_child=400_000,  # KiB
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=True,
@@ -63,13 +58,17 @@ def _configure_logging(**_: Any) -> None:
     logs.configure(process_context().settings)
 
 
-@worker_process_init.connect  # type: ignore[untyped-decorator]
-def _end_with_owner(**_: Any) -> None:
-    # A pool child whose worker is killed would otherwise finish its task unsupervised.
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    process_context.cache_clear()
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _make_parts(**_: Any) -> None:
+    # Before there are threads, which would each make them, and before the first drop has to wait for them.
+    context = process_context()
+    context.database.migrate()
+    context.sandbox.isolation(context.settings.limits())
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _give_back(**_: Any) -> None:
+    tasks.interrupt()
 
 
 def publish(job_id: str, stage: str) -> None:

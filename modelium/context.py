@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from modelium.db import Database
 from modelium.home import Home, runtime_root
 from modelium.settings import Settings
+from schemas.errors import ModeliumError
 
 if TYPE_CHECKING:
     from executor.sandbox import Sandbox
@@ -25,6 +28,7 @@ class Context:
     """What a process works with. Parts are made on first use; none is carried across a fork."""
 
     settings: Settings
+    _making: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @cached_property
     def home(self) -> Home:
@@ -45,9 +49,14 @@ class Context:
 
         return Store(self.home.artifacts)
 
-    @cached_property
+    @property
     def sandbox(self) -> Sandbox:
         """The best sandbox of this machine, or the cluster's. Raises SandboxUnavailable."""
+        with self._making:  # one, whichever thread asks first: it keeps processes to fork from
+            return self._sandbox
+
+    @cached_property
+    def _sandbox(self) -> Sandbox:
         backend = self.settings.sandbox
         if backend == "kubernetes":
             from executor.find import find_kubernetes
@@ -85,6 +94,18 @@ class Context:
             aside.write_text(json.dumps({"stamp": stamp, "backend": backend}))
             aside.replace(path)
         return backend
+
+    def prepare(self, *toolchains: str) -> None:
+        """Have ready, in a while, what steps of those that are complete start from; waits for nothing."""
+        threading.Thread(target=self._prepare, args=(toolchains,), name="prepare", daemon=True).start()
+
+    def _prepare(self, toolchains: Iterable[str]) -> None:
+        import executor
+
+        with contextlib.suppress(ModeliumError):  # whatever needs it says why it can't be had
+            for toolchain in toolchains:
+                if toolchain in self.toolchains:
+                    executor.prepare(self.toolchain(toolchain), self.sandbox, self.settings.threads)
 
     @property
     def toolchains(self) -> Installed:

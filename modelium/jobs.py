@@ -38,6 +38,10 @@ class LeaseLost(Exception):
     """Another worker has the job now; stop and write nothing."""
 
 
+class Interrupted(Exception):
+    """This process is to end; give the job back undone."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A job whose stage this owner holds."""

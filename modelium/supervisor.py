@@ -119,11 +119,12 @@ class Supervisor:
     def _start_worker(self, name: str) -> subprocess.Popen[bytes]:
         from modelium.celery_app import GENERAL_QUEUES, MEASURE_QUEUE
 
-        queues, pool = (GENERAL_QUEUES, "prefork") if name == "general" else ((MEASURE_QUEUE,), "solo")
+        # Threads, since a stage only waits for sandboxes: those of one process share what steps are forked from.
+        queues = GENERAL_QUEUES if name == "general" else (MEASURE_QUEUE,)
         workers = self.context.settings.workers if name == "general" else 1
         command = [
             sys.executable, "-P", "-m", "celery", "-A", "modelium.celery_app", "worker", "--queues", ",".join(queues),
-            "--pool", pool, "--concurrency", str(workers), "--hostname", f"{name}@modelium", "--without-gossip",
+            "--pool", "threads", "--concurrency", str(workers), "--hostname", f"{name}@modelium", "--without-gossip",
             "--without-mingle", "--without-heartbeat", "--loglevel", self.context.settings.log_level,
         ]  # fmt: skip
         with (self.context.home.logs / f"{name}.log").open("ab") as log_file:
@@ -155,8 +156,8 @@ class Supervisor:
         family = [child.pid for child in psutil.Process().children(recursive=True)]
         for process in self._workers.values():
             if process.poll() is None:
-                # SIGQUIT is Celery's cold shutdown: a stage in progress is released and taken up at the next start.
-                os.killpg(process.pid, signal.SIGQUIT)
+                # A stage in progress is given back, and taken up at the next start.
+                process.terminate()
         deadline = time.monotonic() + STOP_S
         for process in self._workers.values():
             try:

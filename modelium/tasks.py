@@ -18,6 +18,8 @@ from schemas.job import ENDS, JobState
 
 log = logging.getLogger(__name__)
 Stage = Callable[[Work], Next]
+_running: set[Work] = set()
+"""Stages at work in this process. Changed by one operation each, so that a signal handler may read it."""
 
 
 def stage_function(stage: str) -> Stage:
@@ -50,6 +52,7 @@ def run_stage(context: Context, job_id: str, stage: str) -> JobState | None:
     if claimed is None:
         return None
     work = Work(context, claimed)
+    _running.add(work)
     stop_heartbeat = keep_alive(work, settings.lease_s)
     extra = {"job": job_id}
     log.info("%s %s", stage, claimed.job.uri, extra=extra)
@@ -62,15 +65,26 @@ def run_stage(context: Context, job_id: str, stage: str) -> JobState | None:
     except jobs.LeaseLost:
         log.warning("%s lost its lease; another worker has the job", stage, extra=extra)
         return None
+    except jobs.Interrupted:
+        jobs.release(context.database, claimed)
+        return None
     except (KeyboardInterrupt, SystemExit):
         jobs.release(context.database, claimed)
         raise
     finally:
+        _running.discard(work)
         stop_heartbeat()
     log.info("%s -> %s%s", stage, decided.state.value, f": {decided.reason}" if decided.reason else "", extra=extra)
     if decided.state in ENDS:
         write_report(context, job_id)
     return decided.state
+
+
+def interrupt() -> None:
+    """Have the stages of this process give their jobs back undone, as soon as they look. Safe in a signal handler."""
+    for work in tuple(_running):
+        work.interrupted = True
+        work.stopping.set()
 
 
 def _run(work: Work, stage: str) -> Next:
@@ -84,11 +98,13 @@ def _run(work: Work, stage: str) -> Next:
         return Next(JobState.FAILED, reason=error.message, error=error)
     try:
         return stage_function(stage)(work)
-    except jobs.LeaseLost:
+    except (jobs.LeaseLost, jobs.Interrupted):
         raise
     except ModeliumError as error:
         if work.lost:
             raise jobs.LeaseLost(claimed.job.id) from error
+        if work.interrupted:
+            raise jobs.Interrupted(claimed.job.id) from error
         return Next(end_state(error), reason=str(error.args[0]), error=error.document())
     except Exception as error:
         log.exception("%s failed", stage, extra={"job": claimed.job.id})

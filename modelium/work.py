@@ -28,9 +28,9 @@ SEED = 20_240_229
 """Seeds every random input, so that a step run twice gives the same bytes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
-    """One claimed stage. ``stopping`` is set when cancelling was asked for or the lease was lost.
+    """One claimed stage. ``stopping`` is set when it is to be cancelled, its lease was lost or the process is to end.
 
     Steps may be run from several threads at once.
     """
@@ -39,6 +39,7 @@ class Work:
     claim: jobs.Claim
     stopping: threading.Event = field(default_factory=threading.Event)
     lost: bool = False
+    interrupted: bool = False
 
     def descriptor(self) -> ModelDescriptor:
         """Return the job's descriptor as the analysis left it."""
@@ -55,9 +56,11 @@ class Work:
             jobs.store_document(connection, self.claim.job.id, self.claim.job.attempt, kind, document)
 
     def check(self) -> None:
-        """Raise Cancelled or LeaseLost when this stage should stop."""
+        """Raise Cancelled, LeaseLost or Interrupted when this stage should stop."""
         if self.lost:
             raise jobs.LeaseLost(self.claim.job.id)
+        if self.interrupted:
+            raise jobs.Interrupted(self.claim.job.id)
         if self.stopping.is_set():
             raise Cancelled("Cancelled by a person.")
 
@@ -81,6 +84,7 @@ class Work:
         with_target: bool = False,
         limits: Limits | None = None,
         beside: Iterable[str] = (),
+        then: Iterable[str] = (),
     ) -> StepRun:
         """Run one catalogued step in the sandbox, or reuse what it gave before; return its record.
 
@@ -91,6 +95,7 @@ class Work:
             machine: Part of the cache key, for results that hold on one machine only.
             with_target: Hand the target to the step; it then is part of the cache key.
             beside: Toolchains whose interpreters the step starts beside its own.
+            then: Toolchains that the steps after this one are expected to need; got ready while it runs.
 
         A failing step is a record with state FAILED, not an exception. Raises Cancelled, LeaseLost, SandboxUnavailable
         and ToolchainMissing.
@@ -159,6 +164,7 @@ class Work:
                 self.check()
                 run = run.model_copy(update={"reserved_memory_bytes": lease.memory_bytes, "started_at": db.now()})
                 step_runs.save(context.database, run)
+                context.prepare(*then)
                 if not exclusive:
                     return self._execute(request, run, tools, others)
                 with Handover(lease, context.home.workspaces, self.stopping.is_set) as handover:
@@ -239,7 +245,10 @@ class Work:
 
     def _collect(self, output: StepOutput) -> dict[str, Any]:
         result = output.result
-        stored = {name: self.context.store.put(path) for name, path in output.outputs.items()} if result.ok else {}
+        made = output.outputs if result.ok else {}
+        # Nothing of a sandbox runs any more once it has ended; without one, something may still write.
+        take = output.isolation.backend != "none"
+        stored = {name: self.context.store.put(path, take=take) for name, path in made.items()}
         with self.context.database.write() as connection:
             for artifact in stored.values():
                 db.keep_artifact(connection, artifact)

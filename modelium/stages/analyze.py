@@ -7,6 +7,7 @@ from dataclasses import replace
 from modelium import db, garbage, jobs
 from modelium.arrivals import end_state
 from modelium.context import Context
+from modelium.expected import expected_toolchain
 from modelium.stages.next_state import Next
 from modelium.work import Work, failure
 from schemas.catalog import toolchain_of
@@ -65,7 +66,8 @@ def _adopt_sidecar(work: Work, model: str) -> ErrorDocument | None:
 
 def _describe(work: Work, inputs: dict[str, str]) -> AnalysisReport | Next:
     options = {"allowed_globals": work.context.settings.allowed_pickle_globals}
-    run = work.step("analyze", inputs, toolchain="onnx", options=options)
+    expected = expected_toolchain(work.claim.job.uri, work.context.store.path(inputs["model"]))
+    run = work.step("analyze", inputs, toolchain="onnx", options=options, then=(expected,) if expected else ())
     if run.state is not StepRunState.SUCCEEDED:
         return _end(work, failure(run), None)
     report = AnalysisReport.model_validate(run.report)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +41,7 @@ def execute(work: Work) -> Next:
 
     descriptor = work.descriptor()
     plan = ConversionPlan.model_validate(work.document("plan"))
-    run = _reference(work, descriptor)
+    run = _reference(work, descriptor, then=_toolchains(plan))
     if run.state is not StepRunState.SUCCEEDED:
         error = failure(run)
         return Next(end_state(error), reason=error.message, error=error)
@@ -93,7 +93,14 @@ class _Tried:
         }
 
 
-def _reference(work: Work, descriptor: ModelDescriptor) -> StepRun:
+def _toolchains(plan: ConversionPlan) -> frozenset[str]:
+    """Return the toolchains that the plan's steps and proofs run in."""
+    candidates = plan.candidates
+    steps = {step.toolchain for candidate in candidates for step in candidate.steps}
+    return frozenset(steps | {TOOLCHAIN_OF_FORMAT[candidate.format] for candidate in candidates})
+
+
+def _reference(work: Work, descriptor: ModelDescriptor, then: Iterable[str] = ()) -> StepRun:
     """Run the step that computes the original's answers, before any exporter has touched it."""
     return work.step(
         "reference",
@@ -101,6 +108,7 @@ def _reference(work: Work, descriptor: ModelDescriptor) -> StepRun:
         toolchain=toolchain_of(descriptor),
         descriptor=descriptor,
         with_target=True,
+        then=then,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy
+
+from modelium.supervisor import STOP_S
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.torch]
 DONE = ("deployed", "unchanged")
@@ -139,6 +142,24 @@ def test_everything_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path,
     with running(home):
         wait_for(lambda: ended(home), 300)
     assert job_states(home) == ["deployed"]
+
+
+def test_a_stage_is_given_back_at_once_when_up_is_stopped(tmp_path: Path, network: Path) -> None:
+    home = tmp_path / "home"
+    with running(home) as up:
+        shutil.copy(network, home / "incoming" / "net.pt")
+        wait_for(lambda: job_states(home), 60)
+        name = shown(home, "jobs")["jobs"][0]["id"]
+        wait_for(lambda: any(s["kind"] == "probe" for s in shown(home, "logs", name)["steps"]), 90)
+        began = time.monotonic()
+        up.terminate()
+        up.wait(timeout=60)
+        stopped_s = time.monotonic() - began
+        states = [(s["kind"], s["state"]) for s in shown(home, "logs", name)["steps"]]
+    assert job_states(home) == ["analyzing"] and states[-1] == ("probe", "cancelled")
+    assert stopped_s < STOP_S, "the worker had to be killed"
+    with sqlite3.connect(home / "modelium.db") as database:
+        assert database.execute("SELECT deliveries, lease_owner FROM jobs").fetchall() == [(0, None)]
 
 
 def test_two_equal_drops_make_two_jobs_and_one_conversion(tmp_path: Path, network: Path) -> None:

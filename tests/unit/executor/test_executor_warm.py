@@ -18,6 +18,7 @@ import pytest
 
 from executor import StepSpec, find_sandbox, run
 from executor.bwrap_sandbox import BwrapSandbox
+from executor.execution import step_environment
 from executor.sandbox import Command, Ending, Observers, Sandbox
 from executor.toolchain import Toolchain
 from executor.warm_parents import WarmBounds
@@ -310,6 +311,45 @@ def test_the_least_recently_used_parent_makes_room_and_idle_ones_end(sandbox, tm
     while psutil.pid_exists(second) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(second)
+
+
+def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(sandbox, tmp_path):
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds())
+
+    environment = step_environment(1, "onnx")
+
+    def hurried() -> Ending:
+        workspace = tmp_path / uuid.uuid4().hex
+        workspace.mkdir()
+        argv, python = (sys.executable, "-c", "pass"), Path(sys.executable)
+        return warm.execute(
+            Command(argv, workspace, python, Limits(), environment=environment, warm="onnx", hurried=True)
+        )
+
+    assert hurried().warm is None and not warm._warm.parents._parents  # in such a hurry that none is started for it
+    warm.prepare("onnx", Path(sys.executable), environment)
+    deadline = time.monotonic() + 20
+    while hurried().warm is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert hurried().warm is not None
+
+
+def test_parents_import_only_while_a_step_runs(sandbox, tmp_path):
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds())
+    before = {process.pid for process in parents_of(os.getpid())}
+    (tmp_path / "work").mkdir()
+    running = threading.Event()
+    command = Command((sys.executable, "-c", "print(1); import time; time.sleep(2)"), tmp_path / "work",
+                      Path(sys.executable), Limits(), warm="bare")  # fmt: skip
+    observers = Observers(on_log=lambda text: running.set())
+    step = threading.Thread(target=lambda: warm.execute(command, observers))
+    step.start()
+    assert running.wait(20)
+    # Its child looks like the parent that it was forked from.
+    parent = min((p for p in parents_of(os.getpid()) if p.pid not in before), key=psutil.Process.create_time)
+    assert parent.status() != psutil.STATUS_STOPPED
+    step.join(timeout=20)
+    assert parent.status() == psutil.STATUS_STOPPED
 
 
 def test_a_parent_too_large_for_the_settings_is_not_kept(sandbox, tmp_path, caplog):

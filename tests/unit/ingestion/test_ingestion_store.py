@@ -59,6 +59,23 @@ def test_the_same_content_is_stored_once(store: Store, tmp_path: Path) -> None:
     assert {a.sha256 for a in store.all()} == {first.sha256, folder.sha256}
 
 
+def test_what_is_taken_is_not_copied(store: Store, tmp_path: Path) -> None:
+    made = _folder(tmp_path / "m", a=b"weights", b=b"weights", sub__c=b"others")
+    inodes = {(made / "a").stat().st_ino, (made / "b").stat().st_ino, (made / "sub" / "c").stat().st_ino}
+    tree = store.path(store.put(made, take=True).sha256)
+    assert {(tree / name).stat().st_ino for name in ("a", "b", "sub/c")} < inodes
+    assert {(tree / name).read_bytes() for name in ("a", "b")} == {b"weights"}
+    assert oct((tree / "a").stat().st_mode & 0o777) == "0o444"
+
+
+def test_what_has_another_name_is_copied_though_it_may_be_taken(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"weights")
+    os.link(tmp_path / "a", tmp_path / "kept by somebody")
+    stored = store.path(store.put(tmp_path / "a", take=True).sha256)
+    (tmp_path / "kept by somebody").write_bytes(b"changed")
+    assert stored.read_bytes() == b"weights"
+
+
 def test_deleting_frees_only_what_no_other_artifact_holds(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"shared")
     _folder(tmp_path / "m", x=b"shared", y=b"own")
