@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from executor.sandbox import SANDBOX_UID, Command, Ending
-from schemas.errors import SandboxUnavailable
+from schemas.errors import LimitExceeded, SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
 LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
 _TIGHT = LIMITS.model_copy(update={"memory_bytes": 64 << 20})
+_REFUSED = 77
+"""Status of the probe when the kernel made no more processes for it."""
 
 # Tries what must fail. Nothing here harms a host on which it succeeds.
 _LOOK = f"""
@@ -41,6 +43,7 @@ seen = {{
     "seccomp": status["Seccomp"].strip() == "2" and libc.ptrace(0, 0, 0, 0) == -1,
     "landlock": max(0, libc.syscall(444, None, 0, 1)),
 }}
+print(json.dumps(seen), flush=True)
 children = 0
 try:
     while children < {LIMITS.processes * 2}:
@@ -49,9 +52,9 @@ try:
             signal.pause()
         children += 1
 except OSError:
-    pass
-seen["processes"] = children < {LIMITS.processes * 2}
-print(json.dumps(seen), flush=True)
+    os._exit({_REFUSED})
+import time
+time.sleep(1)  # whoever counts has noticed by then
 os._exit(0)
 """
 _HOG = "x = b'x' * (256 << 20)"
@@ -85,6 +88,9 @@ def probe(sandbox: Runs, interpreter: Path, bounds: Bounds) -> Isolation:
         notes.append("The memory cgroup did not stop a program that took more than its limit.")
     if not memory:
         notes.append("No memory cgroup: each process is bounded, and their total is watched every 50 ms.")
+    processes = (bounds.processes or "rlimit") if seen["processes"] == "refused" else seen["processes"]
+    if processes == "watched":
+        notes.append("The kernel bounds no processes for this user: they are counted every 50 ms.")
     return Isolation(
         backend=sandbox.name,
         own_user=seen["own_user"],
@@ -94,7 +100,7 @@ def probe(sandbox: Runs, interpreter: Path, bounds: Bounds) -> Isolation:
         seccomp=seen["seccomp"],
         landlock=seen["landlock"],
         memory=memory or "rlimit",
-        processes=(bounds.processes or "rlimit") if seen["processes"] else "none",
+        processes=processes,
         cpu=bounds.cpu or "rlimit",
         notes=tuple(notes),
     )
@@ -120,7 +126,8 @@ def _look(sandbox: Runs, interpreter: Path) -> dict[str, Any]:
             "capability SYS_ADMIN and without its own seccomp profile.",
         ) from None
     assert isinstance(seen, dict)
-    return seen
+    watched = "watched" if isinstance(ending.error, LimitExceeded) else "none"
+    return {**seen, "processes": "refused" if ending.exit_code == _REFUSED else watched}
 
 
 def _memory_is_bounded(sandbox: Runs, interpreter: Path) -> bool:

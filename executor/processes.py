@@ -40,6 +40,13 @@ def descendants(pid: int) -> Iterator[int]:
                 waiting += map(int, (task / "children").read_text().split())
 
 
+def thread_count(pid: int) -> int:
+    """Return how many threads one process has; 0 when it is gone."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[17])
+    return 0
+
+
 def resident_bytes(pid: int) -> int:
     """Return the memory of one process, shared pages included; 0 when it is gone."""
     try:

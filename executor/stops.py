@@ -31,6 +31,16 @@ def out_of_memory(limits: Limits, seen_bytes: int) -> ModeliumError:
     )
 
 
+def too_many_processes(limits: Limits, seen: int) -> ModeliumError:
+    """Return the error of a step that was seen to have more processes and threads than it may."""
+    return LimitExceeded(
+        f"The step had more than the {limits.processes} processes and threads it may have.",
+        hint="Raise step_processes (MODELIUM_STEP_PROCESSES), or have the model's code start fewer.",
+        limit=limits.processes,
+        actual=seen,
+    )
+
+
 def cancelled() -> ModeliumError:
     """Return the error of a step whose observer said stop."""
     return Cancelled("The job was cancelled while this step ran.")

@@ -12,9 +12,16 @@ from typing import Protocol
 from executor.cgroup import Cgroup
 from executor.cold_start import ColdStart, adopting
 from executor.pipes import READ_BYTES, Pipes
-from executor.processes import available_bytes, descendants, proportional_bytes, resident_bytes, unmapped_bytes
+from executor.processes import (
+    available_bytes,
+    descendants,
+    proportional_bytes,
+    resident_bytes,
+    thread_count,
+    unmapped_bytes,
+)
 from executor.sandbox import Ending, Observers
-from executor.stops import ASK_EVERY_S, TICK_S, cancelled, out_of_memory, out_of_time
+from executor.stops import ASK_EVERY_S, TICK_S, cancelled, out_of_memory, out_of_time, too_many_processes
 from executor.watch import Log, Progress, WorkspaceWatch
 from schemas.errors import LimitExceeded, ModeliumError
 from schemas.step_run import Limits
@@ -22,6 +29,8 @@ from schemas.step_run import Limits
 _READS_A_TICK = 64
 _RESERVE_BYTES = 256 << 20
 """Without a control group some memory belongs to no process (in flight, System V): it shows here, and ends with it."""
+_LAUNCHER_PROCESSES = 3
+"""What starts the program inside: bubblewrap, as process 1 too, and what drops privileges."""
 
 
 class Started(Protocol):
@@ -153,6 +162,8 @@ class _Running:
         return True
 
     def _sample(self) -> ModeliumError | None:
+        if self._cgroup.label("pids") is None and (error := self._count()) is not None:
+            return error
         used, beside = self._cgroup.memory_bytes(), self._started.inherited_bytes
         if used is None:
             beside = 0
@@ -173,6 +184,15 @@ class _Running:
         # One process killed for want of memory spoils the step, whatever the others still wait for.
         if used > self._limits.memory_bytes or self._cgroup.oom_kills():
             return out_of_memory(self._limits, used)
+        return None
+
+    def _count(self) -> ModeliumError | None:
+        """Look at what RLIMIT_NPROC bounds: not where the user outside is the machine's root, whatever it is inside."""
+        count = 0
+        for pid in self._pids():  # of a fork bomb there is no end
+            count += thread_count(pid)
+            if count > self._limits.processes + _LAUNCHER_PROCESSES:
+                return too_many_processes(self._limits, count)
         return None
 
     def _pids(self) -> Iterator[int]:

@@ -39,7 +39,7 @@ class Isolation(Document):
     seccomp: bool
     landlock: int = Field(default=0, ge=0, description="Version of Landlock with which steps shut themselves in too")
     memory: str = Field(description="What bounds memory: cgroup-v1, cgroup-v2, rlimit")
-    processes: str = Field(description="What bounds processes: cgroup-v1, cgroup-v2, rlimit, none")
+    processes: str = Field(description="What bounds processes: cgroup-v1, cgroup-v2, rlimit, watched, none")
     cpu: str = Field(description="What bounds CPU: cgroup-v1, cgroup-v2, rlimit, none")
     image: str = Field(default="", description="Id of the container image, sha256:...")
     runtime: str = Field(default="", description="Container runtime: runc, runsc, kata")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -452,11 +453,69 @@ def test_without_a_control_group_a_fork_bomb_stops_at_the_limit_of_processes(box
                 if os.fork() == 0:
                     time.sleep(30)
                 children += 1
+            time.sleep(30)
         except OSError:
             print(children)
         """)
     )
-    assert 0 < int(seen.log) <= box.limits.processes
+    if seen.error is None:
+        assert 0 < int(seen.log) <= box.limits.processes
+    else:  # the machine's root without other users: the kernel bounds nothing for it
+        assert isinstance(seen.error, LimitExceeded) and seen.error.facts["limit"] == box.limits.processes
+        assert "processes and threads" in str(seen.error) and seen.wall_s < 15
+
+
+_IN_A_USER_NAMESPACE = """
+    import json, sys, tempfile
+    from pathlib import Path
+
+    import executor.cgroup
+    from executor import find_sandbox
+    from executor.sandbox import Command
+    from executor.warm_parents import WarmBounds
+    from schemas.step_run import Limits
+
+    executor.cgroup._hierarchies = dict
+    warm = sys.argv[1] == "warm"
+    sandbox = find_sandbox(warm=WarmBounds() if warm else None)
+    limits = Limits(memory_bytes=256 << 20, processes=32, timeout_s=20)
+    python, bomb = Path(sys.executable), sys.argv[2]
+    with tempfile.TemporaryDirectory() as folder:
+        argv = (str(python), "-c", bomb)
+        ending = sandbox.execute(Command(argv, Path(folder), python, limits, warm="bare" if warm else None))
+    isolation = ending.warm or sandbox.isolation(limits)
+    error = ending.error and [type(ending.error).__name__, ending.error.facts["limit"], str(ending.error)]
+    print(json.dumps([ending.warm is not None, isolation.processes, error, ending.log]))
+"""
+
+
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "warm"])
+def test_the_root_of_a_user_namespace_has_its_processes_bounded_as_its_isolation_says(sandbox):
+    unshare = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this kernel lets nobody make user namespaces")
+    bomb = code("""
+        import os, time
+        for made in range(500):
+            try:
+                if os.fork() == 0:
+                    time.sleep(30)
+            except OSError:
+                print(made)
+                os._exit(0)
+        time.sleep(30)
+        """)
+    done = subprocess.run(
+        [*unshare, sys.executable, "-P", "-c", code(_IN_A_USER_NAMESPACE), sandbox, bomb],
+        capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warm, processes, error, log = json.loads(done.stdout)
+    assert warm == (sandbox == "warm"), done.stderr
+    if os.geteuid() == 0:  # outside it is the machine's root still
+        assert processes == "watched" and error[:2] == ["LimitExceeded", 32] and "processes" in error[2], done.stdout
+    else:
+        assert processes == "rlimit" and error is None and 0 < int(log) <= 32, done.stdout
 
 
 def test_filling_the_temporary_file_systems_takes_no_more_than_their_size(box):
