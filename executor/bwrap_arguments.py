@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from executor.cgroup import Cgroup
+from executor.gpus import Shown
 from executor.inside import MERGED, OPEN_FILES, ROOT, SYSTEM, cpu_seconds, packages
 from executor.probing import LIMITS, Bounds
 from executor.sandbox import OUT, SANDBOX_UID, Command
@@ -39,8 +40,8 @@ def namespaces(*capabilities: str, uid: int = SANDBOX_UID) -> Iterator[str]:
         yield from ("--unshare-user", "--uid", str(uid), "--gid", str(uid))
 
 
-def system(tmp_bytes: int, shm_bytes: int) -> Iterator[str]:
-    """Yield the mounts that show nothing of a step: the system's own and empty ones."""
+def system(tmp_bytes: int, shm_bytes: int, devices: Iterable[Shown] = ()) -> Iterator[str]:
+    """Yield the mounts that show nothing of a step: the system's own and empty ones, and ``devices``."""
     yield from ("--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp")
     yield from ("--ro-bind", "/usr", "/usr")
     for name in MERGED:
@@ -51,6 +52,8 @@ def system(tmp_bytes: int, shm_bytes: int) -> Iterator[str]:
             yield from ("--ro-bind", str(place), str(place))
     yield from ("--proc", "/proc", "--dev", "/dev")
     yield from ("--perms", "1777", "--size", str(shm_bytes), "--tmpfs", "/dev/shm")
+    for source, place in devices:
+        yield from ("--dev-bind", str(source), str(place))
     yield from ("--remount-ro", "/dev")
 
 
@@ -97,7 +100,7 @@ def group_bounds() -> Bounds:
         group.remove()
 
 
-def resource_limits(limits: Limits, cgroup: Cgroup) -> dict[str, int]:
+def resource_limits(limits: Limits, cgroup: Cgroup, gpus: int = 0) -> dict[str, int]:
     """Return the limits of each process, by the names that ``prlimit`` has for them."""
     # Root's sandboxes share one uid, and with it the count of RLIMIT_NPROC: where a group bounds processes, this
     # one is only a second fence.
@@ -108,7 +111,8 @@ def resource_limits(limits: Limits, cgroup: Cgroup) -> dict[str, int]:
         "nproc": limits.processes * 16 if as_root() and cgroup.label("pids") else limits.processes,
         "cpu": cpu_seconds(limits),
     }
-    return found if cgroup.label("memory") else found | {"as": limits.memory_bytes + _ADDRESS_SLACK_BYTES}
+    # CUDA reserves addresses for all memory of the machine and its GPUs: there what is watched is all there is.
+    return found if cgroup.label("memory") or gpus else found | {"as": limits.memory_bytes + _ADDRESS_SLACK_BYTES}
 
 
 def set_variables(variables: dict[str, str]) -> Iterator[str]:

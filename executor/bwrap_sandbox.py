@@ -6,12 +6,13 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from executor import bwrap_arguments as arguments
 from executor.bwrap_arguments import as_root, group_bounds
 from executor.cgroup import Cgroup
+from executor.gpus import Shown, gpu_devices, library_folders
 from executor.inside import PASSWD, ROOT, environment, shm_bytes, tmp_bytes
 from executor.pipes import Pipes
 from executor.probing import probe
@@ -31,13 +32,14 @@ _JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo $$ > "$1" || exit 125; shift; 
 class BwrapSandbox:
     """Runs programs under bubblewrap; as root with a real uid of their own, as a user in a user namespace.
 
-    What names a toolchain is forked from a warm parent where that works and holds as well.
+    What names a toolchain is forked from a warm parent where that works and holds as well. ``gpus`` are the numbers of
+    those that programs may get which need one; none: all.
     """
 
     name = "bubblewrap"
 
-    def __init__(self, executable: str, warm: WarmBounds | None = None) -> None:
-        self._executable = executable
+    def __init__(self, executable: str, warm: WarmBounds | None = None, gpus: Sequence[str] = ()) -> None:
+        self._executable, self._gpus = executable, gpus
         self._warm = WarmSteps(executable, warm) if warm is not None and warm.parents else None
 
     def root(self, workspace: Path) -> Path:
@@ -66,18 +68,19 @@ class BwrapSandbox:
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol."""
+        devices = gpu_devices(command.gpus, self._gpus) if command.gpus else []
         out = command.workspace / OUT
         out.mkdir(exist_ok=True)
         if as_root():
             os.chown(out, SANDBOX_UID, SANDBOX_UID)
         began = time.monotonic()
         if self._warm is None or command.warm is None:
-            return self._cold(command, observers)
+            return self._cold(command, devices, observers)
         with self._warm.parents.awake():
             ending = None
-            if not command.beside:
+            if not command.beside and not devices:
                 ending = self._warm.execute(command, observers, began=began, cold=self._probed)
-            return ending or self._cold(command, observers)
+            return ending or self._cold(command, devices, observers)
 
     @property
     def starts_warm(self) -> bool:
@@ -90,18 +93,18 @@ class BwrapSandbox:
             return "the settings allow no warm parent"
         return self._warm.why_not(toolchain, interpreter, environment, self._probed)
 
-    def _cold(self, command: Command, observers: Observers) -> Ending:
+    def _cold(self, command: Command, devices: list[Shown], observers: Observers) -> Ending:
         cgroup = Cgroup.create(command.limits)
         pipes = Pipes()
         try:
             joined = ("/bin/sh", "-c", _JOIN, "sh", str(len(cgroup.entrances)), *map(str, cgroup.entrances))
             variables = environment(command, pipes.progress[1])
             argv = [
-                *(*joined, self._executable, *self._namespaces(), *self._mounts(command)),
-                *(*arguments.set_variables(variables), "--seccomp", str(pipes.data(program()))),
+                *(*joined, self._executable, *self._namespaces(), *self._mounts(command, devices)),
+                *(*arguments.set_variables(variables), "--seccomp", str(pipes.data(program(gpu=bool(devices))))),
                 *("--info-fd", str(pipes.info[1]), "--ro-bind-data", str(pipes.data(PASSWD)), "/etc/passwd"),
                 *("--remount-ro", "/", "--chdir", str(ROOT), "--"),
-                *(*self._bounds(command.limits, cgroup), *self._become(), *command.argv),
+                *(*self._bounds(command, cgroup), *self._become(), *command.argv),
             ]
             out = command.workspace / OUT
             return supervise(argv, pipes, cgroup=cgroup, out=out, limits=command.limits, observers=observers)
@@ -113,15 +116,17 @@ class BwrapSandbox:
         # The program gets a uid of its own from setpriv, which drops these capabilities with everything else.
         return arguments.namespaces(*(("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP") if as_root() else ()))
 
-    def _mounts(self, command: Command) -> Iterator[str]:
-        yield from arguments.system(tmp_bytes(command.limits), shm_bytes(command.limits))
+    def _mounts(self, command: Command, devices: list[Shown]) -> Iterator[str]:
+        yield from arguments.system(tmp_bytes(command.limits), shm_bytes(command.limits), devices)
         yield from arguments.hidden_init()
         binds = arguments.installed((command.interpreter, *command.beside)) + arguments.workspace(command)
+        if devices:
+            binds += [("--ro-bind", folder, folder) for folder in library_folders()]
         yield from arguments.bound(binds)
 
-    def _bounds(self, limits: Limits, cgroup: Cgroup) -> Iterator[str]:
+    def _bounds(self, command: Command, cgroup: Cgroup) -> Iterator[str]:
         yield "/usr/bin/prlimit"
-        for name, value in arguments.resource_limits(limits, cgroup).items():
+        for name, value in arguments.resource_limits(command.limits, cgroup, command.gpus).items():
             yield f"--{name}={value}"
         yield "--"
 

@@ -148,6 +148,7 @@ def _progress() -> Callable[[float, str], None]:
 def _writable(workspace: Path) -> Iterator[Path]:
     yield from (workspace / "out", Path(tempfile.gettempdir()))
     yield from map(Path, ("/dev/shm", "/dev/null", "/dev/zero", "/dev/full"))
+    yield from Path("/dev").glob("nvidia*")  # where the sandbox shows a GPU
 
 
 def _write(workspace: Path, result: StepResult) -> None:

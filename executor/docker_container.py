@@ -86,6 +86,8 @@ class Engine:
     api: str
     rootless: bool = False
     maps_users: bool = False
+    gpus: tuple[str, ...] = ()
+    """Ids of the GPUs that steps may get which need one, as NVIDIA's runtime has them; none: all."""
 
 
 def configuration(engine: Engine, command: Command) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def configuration(engine: Engine, command: Command) -> dict[str, Any]:
             "CgroupnsMode": "private",
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges", f"seccomp={docker_profile()}"],
+            "SecurityOpt": ["no-new-privileges", f"seccomp={docker_profile(gpu=bool(command.gpus))}"],
             "MaskedPaths": list(_MASKED),
             "ReadonlyPaths": list(_READ_ONLY),
             "Memory": limits.memory_bytes,
@@ -126,6 +128,7 @@ def configuration(engine: Engine, command: Command) -> dict[str, Any]:
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             **({"Runtime": engine.runtime} if engine.runtime else {}),
+            **({"DeviceRequests": [_devices(engine, command.gpus)]} if command.gpus else {}),
         },
     }
 
@@ -134,7 +137,7 @@ def giving_back(engine: Engine, command: Command) -> dict[str, Any]:
     """Return the document for a container that gives all in ``out/`` to this process's user, and runs nothing else."""
     user, group = (0, 0) if engine.rootless else (os.geteuid(), os.getegid())
     argv = (str(command.interpreter), "-I", "-S", "-c", _GIVE, str(user), str(group))
-    document = configuration(engine, replace(command, argv=argv, inputs={}))
+    document = configuration(engine, replace(command, argv=argv, inputs={}, gpus=0))
     document["User"] = "0:0"
     document["HostConfig"]["CapAdd"] = ["CHOWN", "DAC_READ_SEARCH"]
     return document
@@ -149,6 +152,12 @@ def pid_namespace() -> str:
     """Return what names this process's pid namespace, on this machine and since its start."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{Path('/proc/self/ns/pid').stat().st_ino}-{boot}"
+
+
+def _devices(engine: Engine, count: int) -> dict[str, Any]:
+    which: dict[str, Any] = {"DeviceIDs": list(engine.gpus[:count])} if engine.gpus else {"Count": count}
+    # To compute and to be asked (nvidia-smi); not to draw, nor to encode films.
+    return {"Driver": "nvidia", **which, "Capabilities": [["gpu", "compute", "utility"]]}
 
 
 def _ulimits(limits: Limits) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from executor.inside import ROOT
 from executor.probing import Bounds, probe
 from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Observers
 from executor.toolchain import Installation
-from schemas.errors import SandboxUnavailable
+from schemas.errors import SandboxUnavailable, ToolchainMissing
 from schemas.step_run import Isolation, Limits
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _API_TIMEOUT_S = 60
 _FORGOTTEN_S = 24 * 3600
+_NO_GPU = re.compile(r"device driver|nvidia|\bCDI\b", re.IGNORECASE)
+"""What the engine or NVIDIA's hook says when there is no runtime for GPUs, no driver, or not the GPU asked for."""
 
 
 class DockerSandbox:
@@ -37,7 +40,10 @@ class DockerSandbox:
 
     name = "docker"
 
-    def __init__(self, host: str = DEFAULT_HOST, image: str = "", runtime: str = "") -> None:
+    def __init__(
+        self, host: str = DEFAULT_HOST, image: str = "", runtime: str = "", gpus: tuple[str, ...] = ()
+    ) -> None:
+        self._gpus = gpus
         self._host, self._image_name, self._runtime = host or DEFAULT_HOST, image, runtime
         if not self._host.startswith("unix://"):
             raise SandboxUnavailable(
@@ -87,8 +93,18 @@ class DockerSandbox:
     ) -> Ending:
         container = client.create_container_from_config(document)["Id"]
         run = ContainerRun(client, container, out=command.workspace / OUT, limits=command.limits, observers=observers)
+        from docker.errors import APIError
+
         try:
             return run.execute()
+        except APIError as error:
+            if command.gpus and _NO_GPU.search(str(error.explanation)):
+                raise ToolchainMissing(
+                    f"The Docker engine gives no GPU to the step: {str(error.explanation).strip()[:300]}.",
+                    hint="Install the NVIDIA driver and the NVIDIA Container Toolkit, run as root: nvidia-ctk runtime "
+                    "configure --runtime=docker, and start the engine again.",
+                ) from error
+            raise
         finally:
             if not run.close():
                 self._abandoned.append(container)
@@ -120,6 +136,7 @@ class DockerSandbox:
                 api=client.api_version,
                 rootless="name=rootless" in security,
                 maps_users="name=rootless" in security or "name=userns" in security,
+                gpus=self._gpus,
             )
 
     @functools.cached_property

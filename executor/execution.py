@@ -15,7 +15,7 @@ from executor.step_spec import StepOutput, StepSpec
 from executor.toolchain import Toolchain
 from executor.warm_protocol import FORKABLE
 from executor.workspace import Workspace
-from schemas.catalog import entry, parse_options
+from schemas.catalog import entry, needs_gpu, parse_options
 from schemas.errors import (
     Cancelled,
     InvalidDocument,
@@ -57,7 +57,7 @@ def run(
     _sweep_once(workspaces)
     folder = Workspace(workspaces)
     try:
-        ending = _execute(spec, folder.path, sandbox, Observers(on_log, on_progress, should_stop))
+        ending, gpus = _execute(spec, folder.path, sandbox, Observers(on_log, on_progress, should_stop))
         if isinstance(ending.error, Cancelled):
             raise ending.error
         out = folder.path / OUT
@@ -72,6 +72,7 @@ def run(
         import_s=result.import_s or None,
         run_s=result.run_s or None,
         warm=ending.warm is not None,
+        gpus=gpus,
     )
     return StepOutput(result, out, outputs, usage, ending.warm or isolation, ending.log, folder)
 
@@ -109,7 +110,8 @@ def _check(spec: StepSpec) -> None:
             raise ToolchainMissing(lacking, hint=toolchain.mending(tools))
 
 
-def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observers) -> Ending:
+def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observers) -> tuple[Ending, int]:
+    """Return how the step ended, and how many GPUs it was shown."""
     request = spec.request.model_copy(
         update={
             "inputs": {name: sandbox.place(name, source) for name, source in spec.inputs.items()},
@@ -127,9 +129,29 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     # What is timed has the machine to itself, and a process that holds nothing but what it timed.
     is_warm = spec.toolchain.name in FORKABLE and request.kind != "measure"
     warm = spec.toolchain.name if is_warm else None
-    hurried = request.kind == "analyze"
-    command = Command(argv, folder, interpreter, spec.limits, spec.inputs, environment, beside, warm, hurried)
-    return sandbox.execute(command, observers)
+    command = Command(
+        argv=argv,
+        workspace=folder,
+        interpreter=interpreter,
+        limits=spec.limits,
+        inputs=spec.inputs,
+        environment=environment,
+        beside=beside,
+        warm=warm,
+        hurried=request.kind == "analyze",
+        gpus=_gpus(request),
+    )
+    try:
+        return sandbox.execute(command, observers), command.gpus
+    except ToolchainMissing as error:
+        # No GPU can be shown: this step fails, and what needs none goes on without it.
+        return Ending(-1, error, "", 0.0, None, None), 0
+
+
+def _gpus(request: StepRequest) -> int:
+    """Return how many GPUs the step gets: one if it needs any, since no converter or runner of ours uses more."""
+    original = request.descriptor.format if request.descriptor is not None else None
+    return int(needs_gpu(request.kind, parse_options(request.kind, request.options), original))
 
 
 def step_environment(threads: int, toolchain_name: str) -> dict[str, str]:

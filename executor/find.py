@@ -30,12 +30,13 @@ REQUIRED = ("own_user", "no_network", "read_only_root", "own_pids", "seccomp")
 
 @dataclass(frozen=True)
 class DockerOptions:
-    """Which engine, image and runtime the Docker sandbox uses; empty: the engine's usual socket, this machine's
-    toolchains in a bare image, the engine's own runtime."""
+    """Which engine, image, runtime and GPUs the Docker sandbox uses; empty: the engine's usual socket, this machine's
+    toolchains in a bare image, the engine's own runtime, any GPU."""
 
     host: str = ""
     image: str = ""
     runtime: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 def find_sandbox(
@@ -44,15 +45,17 @@ def find_sandbox(
     backend: Literal["auto", "bubblewrap", "docker"] = "auto",
     docker: DockerOptions = DockerOptions(),
     warm: WarmBounds | None = None,
+    gpus: tuple[str, ...] = (),
     required: Iterable[str] = REQUIRED,
 ) -> Sandbox:
     """Return a sandbox that was seen to isolate; probed once per process. ``auto`` is bubblewrap.
 
     Raises SandboxUnavailable with what to do, unless ``allow_none``: then a sandbox that isolates nothing is better
-    than none, and every run says so. Bubblewrap's steps start warm within the bounds of ``warm``.
+    than none, and every run says so. Bubblewrap's steps start warm within the bounds of ``warm``; those
+    that need a GPU get the first of the numbers ``gpus``, or of all.
     """
     try:
-        sandbox = _docker(docker) if backend == "docker" else _bubblewrap(warm)
+        sandbox = _docker(docker) if backend == "docker" else _bubblewrap(warm, gpus)
         lacking = sandbox.isolation(Limits()).lacking(required)
         if lacking:
             raise SandboxUnavailable(
@@ -77,13 +80,13 @@ _MENDING = {
 def _docker(options: DockerOptions) -> Sandbox:
     from executor.docker_sandbox import DockerSandbox
 
-    sandbox = DockerSandbox(options.host, options.image, options.runtime)
+    sandbox = DockerSandbox(options.host, options.image, options.runtime, options.gpus)
     sandbox.isolation(Limits())
     return sandbox
 
 
 @functools.cache
-def _bubblewrap(warm: WarmBounds | None = None) -> Sandbox:
+def _bubblewrap(warm: WarmBounds | None, gpus: tuple[str, ...]) -> Sandbox:
     executable = shutil.which("bwrap")
     if executable is None:
         raise SandboxUnavailable(
@@ -98,7 +101,7 @@ def _bubblewrap(warm: WarmBounds | None = None) -> Sandbox:
         program()
     except (RuntimeError, OSError) as error:
         raise SandboxUnavailable(f"No system call filter can be made ({error}).", hint=_INSTALL) from error
-    sandbox = BwrapSandbox(executable, warm)
+    sandbox = BwrapSandbox(executable, warm, gpus)
     sandbox.isolation(Limits())
     return sandbox
 

@@ -50,6 +50,7 @@ class Placement:
     runtime_class: str = ""
     seccomp_profile: str = ""
     """A profile below the kubelet's seccomp folder; empty: the container runtime's default."""
+    gpu_resource: str = "nvidia.com/gpu"
 
     def __post_init__(self) -> None:
         if not _IMAGE_BY_DIGEST.fullmatch(self.image):
@@ -106,7 +107,7 @@ def job(
 
 
 def _pod(command: Command, placement: Placement, *, packages: Path, inputs: Mapping[str, Path], mark: str) -> Manifest:
-    limits = command.limits
+    limits, resources = command.limits, _resources(command, placement)
     pod: Manifest = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -135,7 +136,7 @@ def _pod(command: Command, placement: Placement, *, packages: Path, inputs: Mapp
                 "command": [_literal(word) for word in (*_rlimits(limits), "/bin/sh", "-c", _INIT, "sh")],
                 "args": [_literal(word) for word in command.argv],
                 "env": [{"name": k, "value": _literal(v)} for k, v in _environment(command, mark).items()],
-                "resources": {"requests": _resources(limits), "limits": _resources(limits)},
+                "resources": {"requests": resources, "limits": resources},
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "capabilities": {"drop": ["ALL"]},
@@ -152,6 +153,8 @@ def _pod(command: Command, placement: Placement, *, packages: Path, inputs: Mapp
             _memory("shm", shm_bytes(limits)),
         ],
     }
+    if command.gpus:  # nodes with GPUs are, as a rule, kept free of pods that need none
+        pod["tolerations"] = [{"key": placement.gpu_resource, "operator": "Exists"}]
     if placement.runtime_class:
         pod["runtimeClassName"] = placement.runtime_class
     return pod
@@ -174,11 +177,13 @@ def _memory(name: str, size_bytes: int) -> Manifest:
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": str(size_bytes)}}
 
 
-def _resources(limits: Limits) -> dict[str, str]:
+def _resources(command: Command, placement: Placement) -> dict[str, str]:
+    limits = command.limits
     return {
         "cpu": f"{math.ceil(limits.cpus * 1000)}m",
         "memory": str(limits.memory_bytes),
         "ephemeral-storage": str(EPHEMERAL_BYTES),
+        **({placement.gpu_resource: str(command.gpus)} if command.gpus else {}),
     }
 
 

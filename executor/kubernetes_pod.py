@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,8 @@ _HOPELESS = frozenset(
 )
 """Reasons why a container does not start that waiting does not mend. ErrImagePull is not among them: it is tried again,
 and becomes ImagePullBackOff."""
+_DEVICE = re.compile(r"Insufficient ([\w.-]+/[\w.-]*\w)")
+"""What a scheduler says of a resource that only device plugins offer: no other has a slash in its name."""
 _MORE_MEMORY = "Raise step_memory_bytes (MODELIUM_STEP_MEMORY_BYTES), or use a smaller model."
 _AGAIN = "The step is run again; if it stays so, look at the namespace's events (kubectl get events)."
 
@@ -75,10 +78,16 @@ def see(pod: Manifest | None, events: list[Manifest], limits: Limits) -> Sight:
 
 def too_late(sight: Sight) -> ModeliumError:
     """Return the error of a pod that did not start in time."""
+    hint = "Give the cluster a node with room for MODELIUM_STEP_MEMORY_BYTES and MODELIUM_THREADS, or lower them."
+    if (device := _DEVICE.search(sight.waits_for)) is not None:
+        hint = (
+            f"Give the cluster a node that has {device[1]} free and a device plugin that offers it; "
+            "MODELIUM_KUBERNETES_GPU_RESOURCE is what it is called."
+        )
     return SandboxCrashed(
         f"The pod of this step did not start within {PENDING_S} s "
         f"({sight.waits_for[:600] or 'the cluster gives no reason'}).",
-        hint="Give the cluster a node with room for MODELIUM_STEP_MEMORY_BYTES and MODELIUM_THREADS, or lower them.",
+        hint=hint,
     )
 
 

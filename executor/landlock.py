@@ -15,13 +15,13 @@ from pathlib import Path
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _ASK_VERSION, _PATH_BENEATH, _PR_SET_NO_NEW_PRIVS = 1, 1, 38
 
-_WRITE_FILE, _TRUNCATE = 1 << 1, 1 << 14
+_WRITE_FILE, _TRUNCATE, _IOCTL_DEVICE = 1 << 1, 1 << 14, 1 << 15
 _CHANGES = {
     # Write, remove folders and files, make devices, folders, files, sockets, pipes, block devices, links.
     1: sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12)),
     2: 1 << 13,  # link or rename into another folder
     3: _TRUNCATE,
-    5: 1 << 15,  # ioctl on devices
+    5: _IOCTL_DEVICE,  # of files opened from then on
 }
 _TCP = {4: 0b11}  # bind, connect
 _SCOPES = {6: 0b11}  # abstract unix sockets, signals
@@ -59,7 +59,7 @@ def restrict(writable: Iterable[Path]) -> int:
         for path in writable:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
-                allowed = changes if path.is_dir() else changes & (_WRITE_FILE | _TRUNCATE)
+                allowed = changes if path.is_dir() else changes & (_WRITE_FILE | _TRUNCATE | _IOCTL_DEVICE)
                 _call(_ADD_RULE, rules, _PATH_BENEATH, ctypes.byref(_Beneath(allowed, place)), 0)
             finally:
                 os.close(place)

@@ -25,7 +25,8 @@ class Command:
     ``argv`` is as seen inside. ``workspace`` is the host folder with ``step.json`` and ``out/``; ``inputs`` are host
     files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown,
     and ``beside`` are others that the program starts. ``warm`` names the toolchain whose warm parent may run ``argv``,
-    Python's ``-m`` or ``-c``, instead of a new process.
+    Python's ``-m`` or ``-c``, instead of a new process. ``gpus`` is how many GPUs it is shown, for which it always is a
+    new process.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,7 @@ class Command:
     warm: str | None = None
     hurried: bool = False
     """Rather start cold than wait until a warm parent has its imports done: the program needs few of them."""
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,4 +93,7 @@ class Sandbox(Protocol):
         """Have ready, in a while, what steps of ``toolchain`` start from. Does not wait for it."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
-        """Run ``command`` to its end and leave nothing behind but what it wrote to ``out/``."""
+        """Run ``command`` to its end and leave nothing behind but what it wrote to ``out/``.
+
+        Raises ToolchainMissing when it needs a GPU and none can be shown to it.
+        """

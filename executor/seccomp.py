@@ -44,6 +44,9 @@ _NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000
 _AF_UNIX = 1
 # Terminal state and sizes, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX. TIOCSTI, which types into a terminal, is not here.
 _IOCTLS = (0x5401, 0x5413, 0x540F, 0x541B, 0x5421, 0x5450, 0x5451)
+_GPU_IOCTLS = ((0x4600, 0xFF00), (0, 0xFFFFFF00), (0x30000001, 0xFFFFFFFF), (0x30000002, 0xFFFFFFFF))
+"""Value and mask. NVIDIA's driver takes type 'F' (0x46) of any number, size and direction, its nvidia-uvm plain numbers
+below 256 and two to begin and end. A filter can't see which file is asked; TIOCSTI is not among them."""
 # PR_SET_PDEATHSIG, _GET_PDEATHSIG, _GET_DUMPABLE, _GET/_SET_KEEPCAPS, _SET/_GET_NAME, _CAPBSET_READ/_DROP,
 # _GET/_SET_SECUREBITS, _SET/_GET_TIMERSLACK, _SET/_GET_NO_NEW_PRIVS, _GET/_SET_THP_DISABLE, _CAP_AMBIENT,
 # PR_SET_VMA (glibc names its arenas). setpriv needs those about capabilities; a process without any gains nothing.
@@ -65,7 +68,7 @@ class _Rule:
     errno: int | None = None
 
 
-def _rules() -> Iterator[_Rule]:
+def _rules(gpu: bool) -> Iterator[_Rule]:
     for name in _ALLOWED.split():
         yield _Rule(name)
     yield _Rule("clone", 0, 0, mask=_NEW_NAMESPACES)
@@ -75,13 +78,17 @@ def _rules() -> Iterator[_Rule]:
         yield _Rule(call, 0, _AF_UNIX)
     for request in _IOCTLS:
         yield _Rule("ioctl", 1, request)
+    for value, mask in _GPU_IOCTLS if gpu else ():
+        yield _Rule("ioctl", 1, value, mask=mask)
     for option in _PRCTLS:
         yield _Rule("prctl", 0, option)
 
 
 @functools.cache
-def program() -> bytes:
+def program(*, gpu: bool = False) -> bytes:
     """Return the filter as a BPF program for ``bwrap --seccomp``; everything not allowed fails with EPERM.
+
+    With ``gpu`` it lets through what the driver is asked by.
 
     Calls of another architecture (32-bit, x32) kill the process. Raises RuntimeError or ImportError when libseccomp
     is missing.
@@ -89,7 +96,7 @@ def program() -> bytes:
     import pyseccomp as seccomp  # looks the C library up, which costs 50 ms: only who starts a sandbox pays
 
     filter_ = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
-    for rule in _rules():
+    for rule in _rules(gpu):
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, rule.call)
         if number < 0:  # this architecture or libseccomp has no such call
             continue
@@ -112,14 +119,14 @@ def program() -> bytes:
 
 
 @functools.cache
-def docker_profile() -> str:
+def docker_profile(*, gpu: bool = False) -> str:
     """Return the same filter as the JSON of a Docker seccomp profile.
 
     What is newer than the list is answered with ENOSYS by runc itself (1.0.0 and newer). Without a list of
     architectures a profile is for the native one, and calls of another kill the process.
     """
     syscalls = []
-    for rule in _rules():
+    for rule in _rules(gpu):
         entry: dict[str, object] = {"names": [rule.call], "action": "SCMP_ACT_ALLOW"}
         if rule.errno is not None:
             entry |= {"action": "SCMP_ACT_ERRNO", "errnoRet": rule.errno}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from executor.cgroup import Cgroup
+from executor.gpus import gpu_devices
 from executor.pipes import Pipes
 from executor.sandbox import NO_OBSERVERS, OUT, PROGRESS_VARIABLE, Command, Ending, Observers
 from executor.supervise import supervise
@@ -51,6 +52,8 @@ class UnisolatedSandbox:
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; a process that detached itself may survive it."""
+        if command.gpus:
+            gpu_devices(command.gpus)
         out, home = (command.workspace / name for name in (OUT, "tmp"))
         for folder in (out, home):
             folder.mkdir(exist_ok=True)

@@ -70,8 +70,9 @@ class Context:
         return find_sandbox(
             allow_none=chosen.allow_no_isolation,
             backend=backend,
-            docker=DockerOptions(chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime),
+            docker=DockerOptions(chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime, chosen.sandbox_gpus),
             warm=chosen.warm(),
+            gpus=chosen.sandbox_gpus,
             required=chosen.require_isolation.least,
         )
 

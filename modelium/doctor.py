@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from modelium import broker, supervisor
 from modelium.context import Context
-from schemas.errors import ModeliumError
+from schemas.catalog import GPU_FORMATS, SERVED_FORMATS
+from schemas.errors import ModeliumError, ToolchainMissing
 from schemas.step_run import Isolation
 
 LEAST_FREE_BYTES = 5 << 30
@@ -46,7 +47,7 @@ def examine(context: Context) -> Iterator[Check]:
     yield _guarded("warm starts", lambda: _warm_starts(context))
     yield _guarded("broker", lambda: _broker(context))
     yield _guarded("database", lambda: _database(context))
-    yield _gpu()
+    yield _guarded("gpu", lambda: _gpu(context))
     yield _guarded("disk", lambda: _disk(context))
 
 
@@ -138,12 +139,31 @@ def _database(context: Context) -> Check:
     return Check("database", "ok", f"{engine.url.render_as_string(hide_password=True)}, revision {HEAD}")
 
 
-def _gpu() -> Check:
-    if shutil.which("nvidia-smi") is None:
-        return Check("gpu", "ok", "none; nothing here needs one")
+def _gpu(context: Context) -> Check:
+    """Say whether a step that needs a GPU can run in this sandbox, found out by asking CUDA in it."""
+    from executor.gpu_probing import gpus_in
+
+    sandbox, target = context.sandbox, context.settings.target
+    if sandbox.name == "kubernetes":
+        resource = context.settings.kubernetes_gpu_resource
+        return Check("gpu", "ok", f"a step that needs one asks for {resource}; not tried, as a pod may have to wait")
+    try:
+        found = gpus_in(sandbox, context.toolchain("onnx").interpreter)
+    except ToolchainMissing as error:
+        asked_for = target.hardware == "gpu" or SERVED_FORMATS[target.runtime] <= GPU_FORMATS
+        wanted = asked_for or shutil.which("nvidia-smi") is not None
+        end = "" if wanted else " Nothing here needs one."
+        return Check("gpu", "warn" if wanted else "ok", f"{error.args[0]}{end}", error.hint if wanted else "")
+    return Check("gpu", "ok", f"{_gpu_names()}; CUDA finds {found} in {sandbox.name}, when a step needs one")
+
+
+def _gpu_names() -> str:
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return Check("gpu", "ok" if done.returncode == 0 else "warn", (done.stdout or done.stderr).strip()[:200])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "one that nvidia-smi does not tell of"
+    return "; ".join(done.stdout.strip().splitlines())[:200]
 
 
 def _disk(context: Context) -> Check:

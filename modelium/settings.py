@@ -81,6 +81,11 @@ class Settings(BaseSettings):
     sandbox_runtime: str = Field(
         default="", description="Container runtime, or runtime class in Kubernetes (gVisor, Kata); empty: the default"
     )
+    sandbox_gpus: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9:._-]+$")], ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated GPUs of which a step that needs one gets the first: numbers (bubblewrap), or ids "
+        "as NVIDIA's runtime has them (Docker); empty: of all",
+    )
     require_isolation: IsolationPolicy = Field(
         default=IsolationPolicy(),
         description="What `modelium doctor` must show before a model's own code, a pickle or plain weights are opened, "
@@ -96,6 +101,11 @@ class Settings(BaseSettings):
     kubernetes_seccomp_profile: str = Field(
         default="",
         description="Profile below each kubelet's seccomp folder for steps; empty: the container runtime's default",
+    )
+    kubernetes_gpu_resource: str = Field(
+        default="nvidia.com/gpu",
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+        description="The resource that the pod of a step asks for which needs a GPU, as the device plugin names it",
     )
     allowed_pickle_globals: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Comma-separated module.name globals allowed in pickles beside the built-in list"
@@ -153,7 +163,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
     log_format: Literal["text", "json"] = Field(default="text", description="One line a record, for people or machines")
 
-    @field_validator("allowed_pickle_globals", mode="before")
+    @field_validator("allowed_pickle_globals", "sandbox_gpus", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -184,6 +194,7 @@ class Settings(BaseSettings):
             home=self.home.resolve(),
             runtime_class=self.sandbox_runtime,
             seccomp_profile=self.kubernetes_seccomp_profile,
+            gpu_resource=self.kubernetes_gpu_resource,
         )
 
     def warm(self) -> WarmBounds:
@@ -216,7 +227,7 @@ def adopt(chosen: Settings) -> None:
 def _as_variable(name: str, value: object) -> str:
     import json
 
-    if name == "allowed_pickle_globals" and isinstance(value, list):
+    if name in ("allowed_pickle_globals", "sandbox_gpus") and isinstance(value, list):
         return ",".join(value)
     return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
 

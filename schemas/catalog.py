@@ -47,6 +47,7 @@ from schemas.step_options import (
 from schemas.target import Precision, Runtime
 
 Role = Literal["analysis", "conversion", "proof"]
+Gpu = Literal["never", "always", "format"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class StepKind:
     """Precision of what it gives, when it changes it."""
     reads_target: bool = False
     """It gets the target, which then decides about its outputs: a search for what its tolerance allows does."""
+    gpu: Gpu = "never"
+    """Whether a step of it needs a GPU; ``format``: when a model that it runs is of one of ``GPU_FORMATS``."""
 
 
 TOOLCHAIN_OF_FORMAT: dict[Format, str] = {
@@ -91,6 +94,9 @@ TOOLCHAIN_OF_FORMAT: dict[Format, str] = {
 }
 """The toolchain that runs a model of that format, original or candidate."""
 
+GPU_FORMATS = frozenset({Format.TENSORRT})
+"""Formats that nothing but a GPU runs. All others run on the CPU here, also as a proxy for a target's GPU."""
+
 _RUN = tuple(TOOLCHAIN_OF_FORMAT)
 _RUNTIMES = tuple(dict.fromkeys(TOOLCHAIN_OF_FORMAT.values()))
 _TORCH = (
@@ -113,9 +119,10 @@ CATALOG: dict[str, StepKind] = {
         StepKind("unpack", "Unpack an archive's model into plain files", "analysis", "analyzer.unpack:unpack",
                  ("onnx",), UnpackOptions, UnpackReport, takes=(Format.ARCHIVE,)),
         StepKind("probe", "Run the model to complete its descriptor", "analysis", "converters.probe:probe",
-                 _RUNTIMES, ProbeOptions, ProbeReport, takes=_RUN),
+                 _RUNTIMES, ProbeOptions, ProbeReport, takes=_RUN, gpu="format"),
         StepKind("reference", "Compute the original's outputs before any export", "proof",
-                 "converters.reference:reference", _RUNTIMES, ReferenceOptions, ReferenceReport, takes=_RUN),
+                 "converters.reference:reference", _RUNTIMES, ReferenceOptions, ReferenceReport, takes=_RUN,
+                 gpu="format"),
         StepKind("torchscript_onnx", "Export TorchScript to ONNX", "conversion",
                  "converters.torchscript_onnx:convert", ("torch",), TorchExportOptions, ConversionReport,
                  takes=(Format.TORCHSCRIPT,), gives=Format.ONNX),
@@ -154,7 +161,7 @@ CATALOG: dict[str, StepKind] = {
                  ConversionReport, takes=(Format.ONNX,), gives=Format.TENSORRT_RTX, reads_target=True),
         StepKind("onnx_tensorrt", "Build a TensorRT plan for the GPU of this machine", "conversion",
                  "converters.onnx_tensorrt:convert", ("tensorrt",), TensorrtOptions, ConversionReport,
-                 takes=(Format.ONNX,), gives=Format.TENSORRT, reads_target=True),
+                 takes=(Format.ONNX,), gives=Format.TENSORRT, reads_target=True, gpu="always"),
         StepKind("onnx_optimize", "Raise the opset, fold and fuse the graph offline", "conversion",
                  "converters.onnx_optimize:convert", ("onnx",), OnnxOptimizeOptions, ConversionReport,
                  takes=(Format.ONNX,), gives=Format.ONNX),
@@ -189,11 +196,12 @@ CATALOG: dict[str, StepKind] = {
                  "converters.openvino_weights:convert", ("openvino",), OpenvinoWeights4Options, ConversionReport,
                  takes=(Format.OPENVINO,), gives=Format.OPENVINO, precision=Precision.INT4),
         StepKind("parity", "Compare a candidate with the original, output by output", "proof",
-                 "converters.parity:parity", _CANDIDATE_RUNTIMES, ParityOptions, ParityReport, takes=_CANDIDATES),
+                 "converters.parity:parity", _CANDIDATE_RUNTIMES, ParityOptions, ParityReport, takes=_CANDIDATES,
+                 gpu="format"),
         StepKind("measure", "Time original and candidates in turn", "proof", "converters.measure:measure",
-                 _RUNTIMES, MeasureOptions, MeasureReport, takes=_RUN),
+                 _RUNTIMES, MeasureOptions, MeasureReport, takes=_RUN, gpu="format"),
         StepKind("try_model", "One sample inference with a deployed model", "proof", "converters.try_model:try_model",
-                 _CANDIDATE_RUNTIMES, TryOptions, TryReport, takes=_CANDIDATES),
+                 _CANDIDATE_RUNTIMES, TryOptions, TryReport, takes=_CANDIDATES, gpu="format"),
     )
 }  # fmt: skip
 
@@ -232,6 +240,17 @@ def entry(kind: str) -> StepKind:
             f"There is no step kind {kind!r}.", hint=f"The catalogue has: {', '.join(CATALOG)}.", pointer="/kind"
         )
     return CATALOG[kind]
+
+
+def needs_gpu(kind: str, options: Document, original: Format | None) -> bool:
+    """Whether a step needs a GPU, by its kind, or by the format of what it runs: candidates, ``original``, or both."""
+    need = entry(kind).gpu
+    if need != "format":
+        return need == "always"
+    if isinstance(options, ParityOptions | TryOptions):
+        return options.format in GPU_FORMATS
+    candidates = options.formats.values() if isinstance(options, MeasureOptions) else ()
+    return bool(GPU_FORMATS.intersection((*candidates, *((original,) if original else ()))))
 
 
 def parse_options(kind: str, options: dict[str, Any]) -> Document:

@@ -65,6 +65,7 @@ class Usage(Document):
     import_s: float | None = Field(default=None, ge=0, description="Importing the toolchain inside the child")
     run_s: float | None = Field(default=None, ge=0, description="The step's own work inside the child")
     warm: bool = Field(default=False, description="Forked from a process that had its imports done, not started anew")
+    gpus: int = Field(default=0, ge=0, description="GPUs that its sandbox showed it")
 
 
 class StepRunState(StrEnum):

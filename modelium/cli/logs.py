@@ -45,7 +45,7 @@ def _title(run: StepRun) -> str:
     what = f"{run.kind}{f' for {run.contender}' if run.contender else ''}"
     if run.state is StepRunState.RUNNING:
         return what
-    spent = f" in {run.usage.wall_s:.1f} s" if run.usage else ""
+    spent = f" in {run.usage.wall_s:.1f} s{' with a GPU' if run.usage.gpus else ''}" if run.usage else ""
     return f"{what}: {'reused' if run.cached_from else f'{run.state.value}{spent}'}"
 
 

@@ -25,14 +25,14 @@ QUANTITY = re.compile(r"[1-9][0-9]*m?")
 LIMITS = Limits(memory_bytes=1 << 30, cpus=1.5, timeout_s=60.5, processes=64)
 
 
-def rendered(tmp_path: Path, **placement: str) -> dict[str, Any]:
+def rendered(tmp_path: Path, *, gpus: int = 0, **placement: str) -> dict[str, Any]:
     folder = tmp_path / "workspaces" / "step-1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step.json").write_text("{}")
     source = tmp_path / "artifacts" / "model.onnx"
     command = Command(
         ("/usr/bin/python3", "-c", "print('$(HOME)')"), folder, Path("/usr/bin/python3"), LIMITS,
-        {"model.onnx": source}, {"PRICE": "$5"},
+        {"model.onnx": source}, {"PRICE": "$5"}, gpus=gpus,
     )  # fmt: skip
     where = Placement(namespace="models", image=IMAGE, claim="modelium", home=tmp_path, **placement)
     return job(
@@ -43,13 +43,25 @@ def rendered(tmp_path: Path, **placement: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_rendered_satisfies_the_strict_schemas_of_kubernetes(tmp_path: Path, version: str) -> None:
-    for manifest in (rendered(tmp_path), rendered(tmp_path, runtime_class="gvisor"), *manifests("models")):
+    steps = (rendered(tmp_path), rendered(tmp_path, runtime_class="gvisor"), rendered(tmp_path, gpus=1))
+    for manifest in (*steps, *manifests("models")):
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("placement", [{}, {"runtime_class": "gvisor"}, {"seccomp_profile": "modelium/step.json"}])
 def test_the_pod_satisfies_the_restricted_pod_security_standard(tmp_path: Path, placement: dict[str, str]) -> None:
     assert violations(rendered(tmp_path, **placement)["spec"]["template"]) == []
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb"])
+def test_a_pod_asks_for_a_gpu_only_where_its_step_needs_one(tmp_path: Path, resource: str) -> None:
+    template = rendered(tmp_path, gpus=1, gpu_resource=resource)["spec"]["template"]
+    asked = template["spec"]["containers"][0]["resources"]
+    assert asked["limits"][resource] == asked["requests"][resource] == "1"
+    assert template["spec"]["tolerations"] == [{"key": resource, "operator": "Exists"}]
+    assert violations(template) == []
+    without = rendered(tmp_path, gpu_resource=resource)["spec"]["template"]["spec"]
+    assert resource not in json.dumps(without) and "tolerations" not in without
 
 
 BROKEN: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
