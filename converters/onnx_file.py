@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -193,6 +195,8 @@ def has_data_files(path: Path) -> bool:
     """Whether the model at ``path`` keeps weights in files beside it."""
     import onnx
 
+    if not any(part != path for part in path.parent.iterdir()):
+        return False
     model = onnx.load(path, load_external_data=False)
     return any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer)
 
@@ -208,10 +212,29 @@ def size_of_folder(path: Path) -> int:
 
 
 def size_bytes(model: onnx.ModelProto) -> int:
-    """Return how much ``model`` takes as one file; above 2 GiB, its weights alone."""
-    # ByteSize itself fails above 2 GiB, so the weights are counted first.
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    return weights if weights > INLINE_BYTES else model.ByteSize()
+    """Return what the weights inside ``model`` take in a file, which is nearly all of it; those elsewhere count 0.
+
+    Protobuf's own ByteSize writes the whole model to tell its size, and fails above 2 GiB.
+    """
+    graphs, nodes = all_graphs(model), all_nodes(model)
+    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+    total = 0
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        tensors += [attribute.t] if attribute.HasField("t") else [*attribute.tensors]
+        total += 4 * len(attribute.floats) + 8 * len(attribute.ints)  # trees are such lists
+        total += sum(map(len, attribute.strings))
+    return total + sum(_size_bytes(tensor) for tensor in tensors)
+
+
+def _size_bytes(tensor: onnx.TensorProto) -> int:
+    import onnx
+
+    if tensor.data_location == tensor.EXTERNAL:
+        return 0
+    if tensor.data_type == tensor.STRING:
+        return sum(map(len, tensor.string_data))
+    itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return itemsize * math.prod(int(size) for size in tensor.dims)
 
 
 def specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -313,6 +336,19 @@ def opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return options for as many threads, which wait for each other in the way that OpenMP's are told to."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if os.environ.get("OMP_WAIT_POLICY") == "passive":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def session(
     path: Path | bytes,
     *,
@@ -326,11 +362,7 @@ def session(
     """
     import onnxruntime
 
-    if options is None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options = options or session_options(threads)
     try:
         where = path if isinstance(path, bytes) else str(path)
         return onnxruntime.InferenceSession(
@@ -402,17 +434,19 @@ def finish(
     opened = session(file, threads=context.request.threads)
     for feeds in cases:
         run(opened, feeds)
-    return outcome(context, file, notes)
+    return outcome(context, file, notes, model)
 
 
-def outcome(context: StepContext, file: Path, notes: Sequence[str] = ()) -> StepOutcome:
-    """Return the outcome of a step whose model is already written and proven at ``file``.
+def outcome(
+    context: StepContext, file: Path, notes: Sequence[str] = (), model: onnx.ModelProto | None = None
+) -> StepOutcome:
+    """Return the outcome of a step whose model is already written and proven at ``file``; ``model`` is what it holds.
 
     Raises ConversionFailed when it is newer than what the target's onnxruntime loads, though ours does.
     """
     import onnx
 
-    model = onnx.load(file, load_external_data=False)
+    model = onnx.load(file, load_external_data=False) if model is None else model
     if opset(model) > SERVED_OPSET or model.ir_version > SERVED_IR:
         raise ConversionFailed(
             f"The ONNX model has opset {opset(model)} and IR version {model.ir_version}; the target's onnxruntime "

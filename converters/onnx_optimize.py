@@ -159,14 +159,13 @@ def optimize_file(source: Path, folder: Path, level: str, *, threads: int, big: 
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / onnx_file.MODEL_FILE
-    options = onnxruntime.SessionOptions()
+    options = onnx_file.session_options(threads)
     options.graph_optimization_level = (
         onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if level == "basic"
         else onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     )
     options.optimized_model_filepath = str(file)
-    options.intra_op_num_threads = threads
     # Weights laid out for this CPU's kernels are of no use here, and take as much memory as the weights.
     options.add_session_config_entry("session.disable_prepacking", "1")
     if big:

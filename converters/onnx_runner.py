@@ -11,7 +11,7 @@ import numpy as np
 from converters import ort_values
 from converters.arrays import Array, Arrays, cast, plain
 from converters.domain import Domain
-from converters.onnx_file import onnxruntime_errors, reason
+from converters.onnx_file import onnxruntime_errors, reason, session_options
 from converters.served_interface import fed
 from schemas.descriptor import DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
@@ -33,10 +33,7 @@ class OnnxRunner:
         """Load ``path``. ``fuse=False`` runs the graph as it is written. Raises ModelFailed when it does not load."""
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        options = session_options(threads)
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if fuse else level.ORT_DISABLE_ALL
         # Idle pool threads would otherwise spin on the cores while another contender is being timed.

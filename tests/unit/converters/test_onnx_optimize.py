@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from converters import onnx_file, onnx_optimize
@@ -269,3 +271,15 @@ def test_a_norm_without_a_mean_stays_a_graph_that_other_readers_take(tmp_path, m
     assert not any("SimplifiedLayerNormalization" in name for name in report.operators)
     x = {"x": feeds(3)["x"]}
     np.testing.assert_allclose(run_onnx(context, x)["y"], reference(model, x)["y"], atol=1e-5)
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 7, 9, 10, 3]), st.lists(st.integers(1, 40), max_size=3)), max_size=6))
+def test_a_models_size_is_told_without_writing_it(weights):
+    tensors = [
+        numpy_helper.from_array(np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind)), f"w{number}")
+        for number, (kind, shape) in enumerate(weights)
+    ]
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.zeros(1000), "c"))
+    model = helper.make_model(helper.make_graph([constant], "g", [], [], tensors))
+    told, written = onnx_file.size_bytes(model), model.ByteSize()
+    assert told <= written < told + 200 + 40 * len(tensors)
