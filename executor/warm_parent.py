@@ -45,6 +45,7 @@ class WarmParent:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.last_used = time.monotonic()
+        self._given_up = os.eventfd(0)
         self._pid, self._interpreter = 0, -1  # of the process that forks, and a descriptor of it
         self._lock = threading.Lock()
         """Holds while the descriptor is used: its number may be another process's as soon as it is closed."""
@@ -59,10 +60,12 @@ class WarmParent:
         """Wait until it has imported what every step needs. Raises WarmFailed."""
         deadline = time.monotonic() + _START_S
         with selectors.DefaultSelector() as selector:
-            for descriptor in (self._control.fileno(), self._process.ended, self._process.report):
+            for descriptor in (self._control.fileno(), self._process.ended, self._process.report, self._given_up):
                 selector.register(descriptor, selectors.EVENT_READ)
             while (left_s := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left_s):
+                    if key.fd == self._given_up:
+                        raise WarmFailed("nobody waits for it any more")
                     if key.fd == self._process.report:
                         if not self._process.hear():
                             selector.unregister(key.fd)
@@ -73,6 +76,10 @@ class WarmParent:
                         return
                     raise WarmFailed(_reason(message) or self._last_words(), lasting=True)
         raise WarmFailed(f"it was not ready after {_START_S} s", lasting=True)
+
+    def give_up(self) -> None:
+        """Have :meth:`wait` fail at once; from any thread."""
+        os.eventfd_write(self._given_up, 1)
 
     @property
     def alive(self) -> bool:
@@ -168,26 +175,26 @@ class WarmParent:
         self._control.close()
         with adopting():
             self._process.end()
-        self._close_interpreter()
-        self._pipes.close()
+        self._close()
 
     def abandon(self) -> None:
         """Close this process's copies of its descriptors; it belongs to the process that this one was forked from."""
         self._control.close()
         os.close(self._process.ended)
-        self._close_interpreter()
-        self._pipes.close()
+        self._close()
 
     def _signal(self, number: signal.Signals) -> None:
         with self._lock:
             if self._interpreter >= 0:
                 send(self._interpreter, number)
 
-    def _close_interpreter(self) -> None:
+    def _close(self) -> None:
         with self._lock:
             if self._interpreter >= 0:
                 os.close(self._interpreter)
             self._interpreter = -1
+        os.close(self._given_up)
+        self._pipes.close()
 
     def _last_words(self) -> str:
         os.set_blocking(self._pipes.log[0], False)

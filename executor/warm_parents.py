@@ -56,6 +56,8 @@ class WarmParents:
         self._parents: dict[WarmKey, Future[WarmParent]] = {}
         self._users: dict[WarmKey, int] = {}
         self._awake = 0
+        self._starting: WarmParent | None = None
+        self._closing = False
         self._refused: dict[WarmKey, str] = {}
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -118,6 +120,10 @@ class WarmParents:
         """End all of them."""
         if self._owner != os.getpid() or self._thread is None:
             return
+        with self._lock:
+            self._closing = True
+            if self._starting is not None:
+                self._starting.give_up()
         done = threading.Event()
         self._work.put(lambda: self._end(list(self._parents)))
         self._work.put(done.set)
@@ -174,6 +180,10 @@ class WarmParents:
         try:
             began = time.monotonic()
             parent = self._start(key)
+            with self._lock:
+                self._starting = parent
+                if self._closing:
+                    parent.give_up()
             parent.wait()
             log.debug("warm parent of %s ready after %.1f s", key.toolchain, time.monotonic() - began)
             with self._lock:
@@ -185,6 +195,8 @@ class WarmParents:
             lasting = not isinstance(error, OSError)
             fresh.set_exception(error if isinstance(error, WarmFailed) else WarmFailed(str(error), lasting=lasting))
         finally:
+            with self._lock:
+                self._starting = None
             if not _is_ready(fresh):
                 if not fresh.done():
                     fresh.set_exception(WarmFailed("starting it failed"))  # a fault of ours; nobody waits for ever

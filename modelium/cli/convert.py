@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from modelium.cli.output import console, exit_status, json_option, open_context, print_json, worst
 from modelium.cli.target_options import chosen_target, target_options
-
-if TYPE_CHECKING:
-    from modelium.context import Context
 
 
 @click.command("convert")
@@ -40,22 +36,11 @@ def command(
         raise NotFound(f"There is no {path}.", hint="Give the path of a model file or a model folder.")
     target = chosen_target(runtime, precisions, objective, batch_sizes)
     context = open_context(ctx)
-    _prepare(context, path)
     ids = submit_path(context, path, target)
     if not ids:
         raise NotFound(f"There is no model in {path}.", hint="Give a model file, a model folder, or a folder of them.")
     one = len(ids) == 1 and not _is_plain_folder(path)
     return finish(ctx, ids, as_json=as_json, one=one)
-
-
-def _prepare(context: Context, path: Path) -> None:
-    """Begin the imports that the model's steps most likely wait for, while it is read in; unless others run them."""
-    from modelium.expected import expected_toolchain
-    from modelium.supervisor import is_up
-
-    toolchain = expected_toolchain(path.name, path)
-    if toolchain is not None and not is_up(context):
-        context.prepare(toolchain)
 
 
 def finish(ctx: click.Context, ids: list[str], *, as_json: bool, one: bool) -> int:

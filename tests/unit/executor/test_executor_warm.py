@@ -21,7 +21,8 @@ from executor.bwrap_sandbox import BwrapSandbox
 from executor.execution import step_environment
 from executor.sandbox import Command, Ending, Observers, Sandbox
 from executor.toolchain import Toolchain
-from executor.warm_parents import WarmBounds
+from executor.warm_parent import WarmFailed
+from executor.warm_parents import WarmBounds, WarmKey
 from modelium import doctor
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.step_io import StepRequest
@@ -314,7 +315,7 @@ def test_the_least_recently_used_parent_makes_room_and_idle_ones_end(sandbox, tm
 
 
 def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(sandbox, tmp_path):
-    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds())
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=117))
 
     environment = step_environment(1, "onnx")
 
@@ -334,8 +335,20 @@ def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(
     assert hurried().warm is not None
 
 
+def test_who_ends_waits_for_no_parent_to_be_ready(sandbox):
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=118))
+    before = {process.pid for process in parents_of(os.getpid())}
+    key = WarmKey("torch", Path(sys.executable), ())
+    warm._warm.parents.prepare(key)
+    future = warm._warm.parents._parents[key]
+    warm._warm.parents.close()
+    with pytest.raises(WarmFailed, match="nobody waits for it"):
+        future.result(timeout=20)
+    assert not [process for process in parents_of(os.getpid()) if process.pid not in before]
+
+
 def test_parents_import_only_while_a_step_runs(sandbox, tmp_path):
-    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds())
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=119))
     before = {process.pid for process in parents_of(os.getpid())}
     (tmp_path / "work").mkdir()
     running = threading.Event()
@@ -349,6 +362,9 @@ def test_parents_import_only_while_a_step_runs(sandbox, tmp_path):
     parent = min((p for p in parents_of(os.getpid()) if p.pid not in before), key=psutil.Process.create_time)
     assert parent.status() != psutil.STATUS_STOPPED
     step.join(timeout=20)
+    deadline = time.monotonic() + 20
+    while parent.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert parent.status() == psutil.STATUS_STOPPED
 
 

@@ -73,7 +73,7 @@ class Backend:
 
 def context_with(settings: Settings, backend: Backend) -> Context:
     context = Context(settings)
-    vars(context)["sandbox"] = backend
+    vars(context)["_sandbox"] = backend
     return context
 
 
