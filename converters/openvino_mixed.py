@@ -60,6 +60,10 @@ class Search:
         deadline = time.monotonic() + options.search_budget_s
         ranked = self._rank(model, names, deadline)
         most = max(1, int(len(names) * _MOST_EXCLUDED))
+        # Building anew takes as long as the first time; a copy that computes in float where it may tells as much.
+        missed, _ = self._judge(in_float(model, self._model, ranked[:most]))
+        if missed:
+            return model, [*notes, f"With {most} of {len(names)} in float too, so that none was built: {missed}"]
         best, kept, least, count = model, ranked[:0], error, 1
         # The first build counts as a trial; at least one more is made however long the ranking took.
         for trial in range(1, options.search_trials):
