@@ -1,7 +1,7 @@
 """The step cache: the same step over the same bytes is run once, whoever asks.
 
 The key covers inputs, options, the request's documents (sidecar, target, descriptor), the source of our converters,
-the toolchain's versions, the seed and the level of trust; of a measurement the
+the toolchain's versions, the seed and the level of trust; of a measurement and of what needs a GPU the
 machine too. Kills, timeouts and failures are never reused.
 """
 
@@ -19,6 +19,9 @@ from pathlib import Path
 from sqlalchemy import select
 
 from modelium import db
+from schemas.catalog import needs_gpu
+from schemas.descriptor import Format
+from schemas.document import Document
 from schemas.step_io import StepRequest
 from schemas.step_run import StepRun, StepRunState
 
@@ -65,6 +68,11 @@ def machine_identity() -> str:
         with contextlib.suppress(OSError):
             facts.append(Path(path).read_text().strip())
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def gpu_of(kind: str, options: Document, original: Format | None) -> str:
+    """Return what tells this machine where a step needs its GPU, empty otherwise: engines are for the GPU at hand."""
+    return machine_identity() if needs_gpu(kind, options, original) else ""
 
 
 def find(database: db.Database, key: str) -> StepRun | None:

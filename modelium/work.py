@@ -105,6 +105,7 @@ class Work:
         self.check()
         context, job, settings = self.context, self.claim.job, self.context.settings
         typed = catalog.parse_options(kind, dict(options or {}))
+        machine = machine or step_cache.gpu_of(kind, typed, descriptor.format if descriptor is not None else None)
         budget = settings.memory_bytes or machine_lease.machine_budget_bytes()
         bounds = limits or settings.limits()
         bounds = bounds.model_copy(update={"memory_bytes": min(bounds.memory_bytes, budget)})

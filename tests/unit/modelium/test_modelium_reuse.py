@@ -12,6 +12,8 @@ from modelium import step_cache, step_memory
 from modelium.context import Context
 from modelium.settings import Settings
 from modelium.stages.measure import _is_steady
+from schemas.catalog import parse_options
+from schemas.descriptor import Format
 from schemas.evidence import Machine, Measurement, MeasureReport
 from schemas.step_io import StepRequest
 from schemas.step_run import Isolation, StepRun, StepRunState
@@ -133,3 +135,11 @@ def test_more_model_never_means_less_memory() -> None:
         needs = [step_memory.estimate(kind, "torch", [size << 20]) for size in (0, 1, 90, 300, 3000, 30_000)]
         assert needs == sorted(needs), kind
     assert step_memory.estimate("measure", "onnx", [1 << 30] * 3) > step_memory.estimate("measure", "onnx", [1 << 30])
+
+
+def test_what_was_built_on_a_gpu_is_reused_on_its_machine_only() -> None:
+    def where(kind: str) -> str:
+        return step_cache.gpu_of(kind, parse_options(kind, {}), Format.ONNX)
+
+    assert where("onnx_tensorrt") == step_cache.machine_identity()
+    assert where("onnx_optimize") == where("reference") == ""
