@@ -1,11 +1,10 @@
-"""The page: docs/coverage.md and docs/coverage.json from the zoo's results and the peers'."""
+"""The page: docs/coverage.md from docs/coverage.json, which keeps each model's last result, and from the peers'."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from result import OUTCOMES, Result
 CAUSES_SHOWN = 40
 BEYOND_TARGET = ("Triton serves", "Triton does not serve", "newest that the target's onnxruntime loads")
 """What refusals say whose cause is the target and not the model."""
+_SAID = ("winner", "code", "message", "hint")
 _HEAD = """# Coverage
 
 `make zoo` made this page; `make zoo ARGS="--only sklearn --limit 20"` tries a part. A model goes through the real
@@ -32,12 +32,20 @@ traceback; like wrong answers, there may be none.
 """
 
 
-def write(docs: Path, results: Sequence[Result], missing: Mapping[str, str]) -> None:
-    """Write both files into ``docs``."""
+def write(docs: Path, results: Sequence[Result], missing: Mapping[str, str], whole: Collection[str] = ()) -> None:
+    """Put ``results`` in the place of what ``docs`` has of the same models, and write both files anew.
+
+    Args:
+        missing: Families that could not be tried, and why.
+        whole: Families of which all models are among ``results``; what else is kept of them has left the zoo.
+    """
     peers = _peers(docs)
-    rows = ",\n".join(json.dumps(_row(result, peers), ensure_ascii=False) for result in results)
+    kept = {(result.family, result.name): result for result in _kept(docs) if result.family not in whole}
+    kept |= {(result.family, result.name): result for result in results}
+    every = [kept[key] for key in sorted(kept)]
+    rows = ",\n".join(json.dumps(_row(result, peers), ensure_ascii=False) for result in every)
     (docs / "coverage.json").write_text(f"[\n{rows}\n]\n")
-    (docs / "coverage.md").write_text("\n".join(_page(results, missing, peers)) + "\n")
+    (docs / "coverage.md").write_text("\n".join(_page(every, missing, peers)) + "\n")
 
 
 def _page(results: Sequence[Result], missing: Mapping[str, str], peers: Mapping[str, Any]) -> list[str]:
@@ -65,8 +73,8 @@ def _page(results: Sequence[Result], missing: Mapping[str, str], peers: Mapping[
         if rows:
             lines += [f"## {family.title[0].upper()}{family.title[1:]}", ""]
             lines += _ways(rows) + _causes(rows) + _against(family.id, rows, peers)
-    versions = sorted({row.version for row in results})
-    lines += [f"Sources {', '.join(versions)}; {date.today()}."]
+    days = Counter(row.measured for row in results)
+    lines += [f"Tried: {', '.join(f'{days[day]} on {day}' for day in sorted(days))}."]
     return lines
 
 
@@ -145,14 +153,26 @@ def _peers(docs: Path) -> dict[str, Any]:
     return found
 
 
+def _kept(docs: Path) -> list[Result]:
+    file = docs / "coverage.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    return [
+        Result(
+            row["family"], row["name"], "", "", row["way"], row["outcome"], measured=row["measured"],
+            **{key: row.get(key, "") for key in _SAID},
+            notes={"fixed": [row["fixed"]] if "fixed" in row else [], "itself": row.get("itself", "ok")},
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
 def _row(result: Result, peers: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"family": result.family, "name": result.name, "outcome": result.outcome, "way": result.way}
-    said = {"winner": result.winner, "code": result.code, "message": result.message}
-    row |= {key: value for key, value in said.items() if value}
+    row = {key: getattr(result, key) for key in ("family", "name", "outcome", "way", "measured")}
+    row |= {key: value for key in _SAID if (value := getattr(result, key))}
     if result.notes.get("fixed"):
         row["fixed"] = result.notes["fixed"][0]
     if result.outcome == "original":
-        row["message"] = result.notes.get("itself", "")
+        row["itself"] = result.notes.get("itself", "")
     told = peers.get(f"{result.family}/{result.name}")
     return row | ({"peers": {peer: answer["ok"] for peer, answer in told.items()}} if told else {})
 

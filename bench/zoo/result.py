@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ class Result:
     winner: str = ""
     seconds: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
+    measured: str = field(default_factory=lambda: str(date.today()))
 
     @property
     def key(self) -> str:

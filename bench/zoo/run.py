@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--steps", action="store_true", help="every family by the step functions, without sandbox")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--keep-old", action="store_true", help="keep results of other versions of our sources")
-    parser.add_argument("--page", action="store_true", help="try nothing, write the page from what is kept")
+    parser.add_argument("--page", action="store_true", help="try nothing, write the page from docs/coverage.json")
     parser.add_argument("--home", type=Path, default=CHECKOUT / ".cache/zoo", help="where models and results are kept")
     asked = parser.parse_args()
     import page
@@ -221,28 +221,29 @@ def main() -> int:
     zoo = Zoo(asked.home.absolute(), keep_old=asked.keep_old, steps=asked.steps)
     chosen = [FAMILIES[name] for name in asked.only or FAMILIES]
     missing: dict[str, str] = {}
+    whole: set[str] = set()
+    results: list[Result] = []
     for family in () if asked.page else chosen:
         absent = [name for name in (family.toolchain, family.made_in) if name and name not in zoo.context.toolchains]
         if absent:
             missing[family.id] = f"the toolchain {absent[0]} is not installed"
             continue
         try:
-            _run(zoo, family, asked.limit, asked.jobs)
+            results += _run(zoo, family, asked.limit, asked.jobs)
+            whole |= set() if asked.limit else {family.id}
         except (RuntimeError, OSError) as error:
             missing[family.id] = str(error)
     zoo.close()
-    results = zoo.results.of(FAMILIES)
-    page.write(CHECKOUT / "docs", results, missing)
-    tried = [r for r in results if r.family in {family.id for family in chosen}]
+    page.write(CHECKOUT / "docs", results, missing, whole)
     if asked.json:
-        print(json.dumps({"missing": missing, "results": [asdict(r) for r in tried]}))
-    bad = [r for r in tried if r.outcome in ("unnamed", "wrong")]
+        print(json.dumps({"missing": missing, "results": [asdict(r) for r in results]}))
+    bad = [r for r in results if r.outcome in ("unnamed", "wrong")]
     for result in bad:
         print(f"{result.family}/{result.name}: {result.outcome}: {result.message}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def _run(zoo: Zoo, family: Family, limit: int | None, jobs: int) -> None:
+def _run(zoo: Zoo, family: Family, limit: int | None, jobs: int) -> list[Result]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -254,13 +255,14 @@ def _run(zoo: Zoo, family: Family, limit: int | None, jobs: int) -> None:
         models = list(zoo.models(family, limit))
         progress.update(task, description=family.title, total=len(models))
 
-        def one(model: tuple[int, str, Path]) -> None:
+        def one(model: tuple[int, str, Path]) -> Result:
             progress.update(task, name=model[1])
-            zoo.try_one(family, *model)
+            result = zoo.try_one(family, *model)
             progress.advance(task)
+            return result
 
         with ThreadPoolExecutor(1 if zoo.steps or family.way == "steps" else jobs) as pool:
-            list(pool.map(one, models))
+            return list(pool.map(one, models))
 
 
 if __name__ == "__main__":

@@ -70,9 +70,22 @@ def test_the_page_counts_by_family_and_names_causes_and_peers(tmp_path: Path) ->
     page.write(tmp_path, results, {"boosting": "the toolchain boosting is not installed"})
     text = (tmp_path / "coverage.md").read_text()
     assert "| ONNX backend tests | 5 | 4 | 1 | **25.0%** | 3 | **33.3%** | 2 | 1 | 0 |" in text
-    assert "| 2 | The input … of this ONNX file is a sequence | sequence | Do this. |" in text
+    assert "| 2 | The input … of this ONNX file is a sequence | list | Do this. |" in text
     assert "without a named cause, or with a traceback: It \\| broke |" in text
     assert "the toolchain boosting is not installed" in text
     assert "| Modelium | 1 of 2 | |" in text and "| olive | 1 of 2 | refuses (1) |" in text
     rows = json.loads((tmp_path / "coverage.json").read_text())
     assert [row["peers"] for row in rows if row["name"] == "abs"] == [{"olive": True}]
+
+
+def test_a_part_of_the_zoo_leaves_the_rest_on_the_page(tmp_path: Path) -> None:
+    page.write(
+        tmp_path, [_result("abs", "proven"), _result("gone", "refused", "A cause."), _result("add", "refused")], {}
+    )
+    first = (tmp_path / "coverage.md").read_text()
+    page.write(tmp_path, [], {})
+    assert (tmp_path / "coverage.md").read_text() == first
+    page.write(tmp_path, [_result("add", "proven")], {})
+    assert "| ONNX backend tests | 3 | 3 | 2 |" in (tmp_path / "coverage.md").read_text()
+    page.write(tmp_path, [_result("abs", "proven"), _result("add", "proven")], {}, {"onnx"})
+    assert "| ONNX backend tests | 2 | 2 | 2 |" in (tmp_path / "coverage.md").read_text()
