@@ -78,7 +78,7 @@ class Context:
 
     @cached_property
     def trust(self) -> str:
-        """The isolation that steps run under here, for the cache's keys.
+        """The level of isolation that steps run under here, for the cache's keys.
 
         Finding it out starts sandboxes. For looking up what an earlier step gave, it is enough that a process found it
         out since the machine was started, under the same settings; nothing is ever run on that word.
@@ -88,13 +88,13 @@ class Context:
         with contextlib.suppress(OSError, ValueError, KeyError):
             kept = json.loads(path.read_text())
             if kept["stamp"] == json.loads(json.dumps(stamp)):
-                return str(kept["backend"])
-        backend = self.sandbox.isolation(self.settings.limits()).backend
+                return str(kept["level"])
+        level = self.sandbox.isolation(self.settings.limits()).level
         if not self.settings.allow_no_isolation:  # then the next process may find a sandbox that this one did not
             aside = path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps({"stamp": stamp, "backend": backend}))
+            aside.write_text(json.dumps({"stamp": stamp, "level": level}))
             aside.replace(path)
-        return backend
+        return level
 
     def prepare(self, *toolchains: str) -> None:
         """Have ready, in a while, what steps of those that are complete start from; waits for nothing."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.document import Document
 from schemas.errors import SandboxUnavailable
 from schemas.sidecar import Sidecar
-from schemas.step_run import Isolation
+from schemas.step_run import Isolation, Property
 
-Property = Literal["own_user", "no_network", "read_only_root", "own_pids", "seccomp", "memory", "processes", "cpu"]
 _ALL_THAT_HOLDS_EVERYWHERE: tuple[Property, ...] = ("own_user", "no_network", "read_only_root", "own_pids", "seccomp")
 _PICKLED = frozenset({Format.PICKLE, Format.SKLEARN, Format.TORCH_MODULE})
 _READS_BYTES_ONLY = frozenset({"analyze", "unpack"})

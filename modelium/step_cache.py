@@ -51,7 +51,8 @@ def cache_key(
     Args:
         inputs: Input name to sha256.
         versions: The toolchain's library versions.
-        trust: What isolation the step runs under; outputs made without one never serve a job that has it.
+        trust: The level of isolation the step runs under (:attr:`Isolation.level`); what was made under less never
+            serves a worker that has more, on whatever machine.
         machine: Where it ran, for results that hold there only; see :func:`machine_identity`.
     """
     # What a step may use ends it or does not: of one that succeeded, nothing depends on the limit.

@@ -150,7 +150,7 @@ class Work:
             isolation = context.sandbox.isolation(bounds)
             described = descriptor or (self.descriptor() if self.document("descriptor") else None)
             settings.require_isolation.check(isolation, kind, self.claim.sidecar, described)
-            real = isolation.backend
+            real = isolation.level
             if real != trust:  # what was remembered from an earlier process is not what is here now
                 run = run.model_copy(update={"cache_key": step_cache.cache_key(request, inputs, known, real, machine)})
             sizes = [self._size_bytes(sha256) for name, sha256 in inputs.items() if _is_model(name)]

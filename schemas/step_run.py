@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
 from schemas.document import Document
 from schemas.errors import ErrorDocument
+
+Property = Literal["own_user", "no_network", "read_only_root", "own_pids", "seccomp", "memory", "processes", "cpu"]
+"""What a sandbox can enforce, by the names of Isolation's fields."""
 
 
 class Limits(Document):
@@ -44,6 +47,15 @@ class Isolation(Document):
     image: str = Field(default="", description="Id of the container image, sha256:...")
     runtime: str = Field(default="", description="Container runtime: runc, runsc, kata")
     notes: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> str:
+        """What tells this isolation from any that holds less: the backend, a runtime of its own, and what it lacks."""
+        if self.backend == "none":
+            return self.backend
+        runtime = f" by {self.runtime}" if self.runtime not in ("", "runc") else ""
+        lacking = self.lacking(get_args(Property))
+        return f"{self.backend}{runtime}" + (f" without {', '.join(lacking)}" if lacking else "")
 
     def lacking(self, required: Iterable[str]) -> list[str]:
         """Return which of ``required``, names of the fields above, do not hold; a bound holds by a control group.

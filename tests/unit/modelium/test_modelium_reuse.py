@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from executor import toolchain
-from modelium import step_cache, step_memory
+from ingestion.drops import drops
+from modelium import step_cache, step_memory, step_runs
 from modelium.context import Context
 from modelium.settings import Settings
 from modelium.stages.measure import _is_steady
+from modelium.submit import submit
 from schemas.catalog import parse_options
 from schemas.descriptor import Format
 from schemas.evidence import Machine, Measurement, MeasureReport
 from schemas.step_io import StepRequest
-from schemas.step_run import Isolation, StepRun, StepRunState
+from schemas.step_run import Isolation, Property, StepRun, StepRunState
 
 
 def measured(contender: str, rounds: tuple[float, ...], median_ms: float) -> Measurement:
@@ -62,15 +65,16 @@ def test_levels_of_trust_never_share_and_limits_do() -> None:
 class Backend:
     """A sandbox that counts how often it was asked what it enforces."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.asked = name, 0
+    def __init__(self, name: str, **lacks: object) -> None:
+        self.name, self.lacks, self.asked = name, lacks, 0
 
     def isolation(self, limits: object) -> Isolation:
         self.asked += 1
-        return Isolation(
+        whole = Isolation(
             backend=self.name, own_user=True, no_network=True, read_only_root=True, own_pids=True, seccomp=True,
-            memory="rlimit", processes="rlimit", cpu="rlimit",
+            memory="cgroup-v2", processes="cgroup-v2", cpu="cgroup-v2",
         )  # fmt: skip
+        return whole.model_copy(update=self.lacks)
 
 
 def context_with(settings: Settings, backend: Backend) -> Context:
@@ -99,6 +103,46 @@ def test_no_process_believes_that_there_is_no_isolation(settings: Settings) -> N
     lax = settings.model_copy(update={"allow_no_isolation": True})
     assert context_with(lax, Backend("none")).trust == "none"
     assert context_with(lax, Backend("bubblewrap")).trust == "bubblewrap"
+
+
+@pytest.mark.parametrize("lacking", get_args(Property))
+def test_what_a_worker_with_less_isolation_made_never_serves_one_with_more(
+    settings: Settings, tmp_path: Path, lacking: str
+) -> None:
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    less = "rlimit" if lacking in ("memory", "processes", "cpu") else False
+    weak, strong, as_strong = (
+        context_with(settings.model_copy(update={"home": tmp_path / name, "database_url": shared}), backend)
+        for name, backend in (
+            (
+                "weak",
+                Backend("bubblewrap", **{lacking: less}),
+            ),
+            ("strong", Backend("bubblewrap")),
+            ("as-strong", Backend("bubblewrap")),
+        )
+    )
+    (tmp_path / "model.onnx").write_text("weights")
+    job_id = submit(weak, drops(tmp_path / "model.onnx")[0], source="cli").job_id
+    request = StepRequest(kind="probe")
+
+    def key(worker: Context) -> str:
+        return step_cache.cache_key(request, {}, {}, worker.trust)
+
+    for worker in (weak, strong):
+        assert step_cache.find(strong.database, key(worker)) is None
+        of = {"id": worker.settings.home.name, "job_id": job_id, "cache_key": key(worker)}
+        run = run_of().model_copy(update=of)
+        step_runs.save(worker.database, run)
+    found = step_cache.find(as_strong.database, key(as_strong))
+    assert found is not None and found.id == "strong"
+
+
+def test_another_runtime_or_no_isolation_is_another_level() -> None:
+    whole = Backend("docker").isolation(None)
+    runtimes = [whole.model_copy(update={"runtime": runtime}).level for runtime in ("", "runc", "runsc")]
+    assert runtimes == ["docker", "docker", "docker by runsc"]
+    assert whole.model_copy(update={"backend": "none"}).level == "none"
 
 
 def interpreter(folder: Path) -> Path:
