@@ -38,6 +38,11 @@ class Artifact(Document):
     )
 
 
+def blobs_of(artifact: Artifact) -> set[Sha256]:
+    """Return the sha256 of every file that an artifact consists of."""
+    return {artifact.sha256} if artifact.kind is ArtifactKind.FILE else {file.sha256 for file in artifact.files}
+
+
 def manifest_sha256(files: tuple[ArtifactFile, ...]) -> Sha256:
     """Return a folder's name: sha256 over its lines ``<sha256>  <path>\\n`` sorted by path (as sha256sum writes)."""
     lines = "".join(f"{f.sha256}  {f.path}\n" for f in sorted(files, key=lambda f: f.path))

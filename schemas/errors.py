@@ -147,6 +147,19 @@ class StorageFull(ModeliumError):
     retryable = True
 
 
+class StoreUnavailable(ModeliumError):
+    """The bucket that holds the artifacts cannot be read or written; the hint says what to do."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class CorruptObject(ModeliumError):
+    """What the bucket holds under a name is not what the name says; it is not used."""
+
+    code = "corrupt_object"
+
+
 class StillChanging(ModeliumError):
     """What was dropped changed while it was read; it is taken once it has settled."""
 
@@ -174,6 +187,8 @@ _BY_CODE: dict[str, type[ModeliumError]] = {
         SandboxCrashed,
         ToolchainMissing,
         StorageFull,
+        StoreUnavailable,
+        CorruptObject,
         StillChanging,
     )
 }

@@ -10,8 +10,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 import hypothesis
 import psutil
@@ -23,6 +25,7 @@ from modelium.db import Database
 from modelium.settings import Settings
 
 CHECKOUT = Path(__file__).parent.parent
+S3_SECRET = "the-secret-of-the-test-bucket"
 
 # How long an example takes says something of the machine, nothing of the code.
 hypothesis.settings.register_profile("modelium", deadline=None)
@@ -86,9 +89,7 @@ def postgres_url() -> Iterator[str]:
     if os.getuid() == 0:
         prefix = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = folder / "data"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     subprocess.run([*prefix, binaries / "initdb", "-D", data, "-A", "trust", "-U", "modelium"], check=True, **quiet)  # type: ignore[call-overload]
@@ -179,6 +180,73 @@ def docker_engine() -> Iterator[DockerEngine]:
     engine = DockerEngine(Path(tempfile.mkdtemp(prefix="modelium-docker-")))
     yield engine
     engine.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of a real S3 server, gone with the session; its one user is ``test``."""
+    if not all(shutil.which(program) for program in ("ceph-mon", "ceph-osd", "ceph", "radosgw")):
+        absent("An S3 server", "apt-get install --no-install-recommends ceph-mon ceph-osd ceph-common radosgw")
+    folder = Path(tempfile.mkdtemp(prefix="modelium-s3-"))
+    script, port = CHECKOUT / "tests" / "tools" / "ceph" / "gateway.sh", free_port()
+    argv = ["bash", script, folder, str(free_port()), str(port), "test", S3_SECRET]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None and server.stdout is not None
+    assert server.stdout.readline() == b"ready\n", (folder / "log").read_text()[-2000:]
+    yield f"http://127.0.0.1:{port}"
+    with server.stdin, server.stdout:
+        pass
+    server.wait(timeout=20)
+    shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A bucket of a test's own, and a client that looks behind our back."""
+
+    endpoint_url: str
+    bucket: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/store"
+
+    def objects(self, folder: str = "") -> list[str]:
+        answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=f"store/{folder}")
+        return [entry["Key"].removeprefix("store/") for entry in answer.get("Contents", ())]
+
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=f"store/{key}", Body=content)
+
+    def remove(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=f"store/{key}")
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_server: str) -> Any:
+    from boto3.session import Session
+
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": S3_SECRET, "region_name": "us-east-1"}
+    return Session().client("s3", endpoint_url=s3_server, **keys)
+
+
+@pytest.fixture
+def cloud(s3_server: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """An empty bucket; this process has its credentials as a worker has them."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    bucket = f"test-{uuid4().hex[:12]}"
+    s3_client.create_bucket(Bucket=bucket)
+    return Cloud(s3_server, bucket, s3_client)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -8,6 +8,7 @@ command -v redis-server >/dev/null || packages="$packages redis-server"
 command -v chromium >/dev/null || packages="$packages chromium"
 command -v dockerd >/dev/null || packages="$packages docker.io"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$packages postgresql"
+{ command -v ceph-mon && command -v ceph-osd && command -v radosgw; } >/dev/null || packages="$packages ceph-mon ceph-osd ceph-common radosgw"
 if [ -n "$packages" ] && command -v apt-get >/dev/null; then
   line="apt-get install -y --no-install-recommends$packages"
   if [ "$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo=sudo; else sudo=none; fi

@@ -28,6 +28,8 @@ HEAVY = {
     "converters",
     "docker",
     "kubernetes",
+    "boto3",
+    "botocore",
 }
 packaged = pytest.mark.skipif("MODELIUM_PACKAGED" not in os.environ, reason="only the installed wheel can show it")
 
@@ -53,8 +55,8 @@ def test_the_command_line_imports_no_ml_library() -> None:
 def test_the_workers_and_the_supervisor_import_no_ml_library() -> None:
     stages = "import modelium.celery_app, modelium.supervisor, modelium.account, modelium.report, modelium.doctor"
     packages = (
-        "import ingestion.folder, planner.rules, validator.verdict, executor, deployer.entry, modelium.stages.deploy, "
-        "executor.find, executor.docker_sandbox"
+        "import ingestion.folder, ingestion.store, planner.rules, validator.verdict, executor, deployer.entry, "
+        "modelium.stages.deploy, executor.find, executor.docker_sandbox"
     )
     assert imported_by(f"{stages}\n{packages}") == set()
 

@@ -5,11 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingestion.arrival import Arrival
+from ingestion.bucket import Bucket
 from ingestion.folder import FolderSource
+from ingestion.shared_artifacts import SharedArtifacts
 from ingestion.store import Store
 
 
@@ -73,3 +76,14 @@ def watch(incoming: Path, arrivals: Arrivals) -> Iterator[Callable[..., FolderSo
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def machine(cloud: Any, tmp_path: Path) -> Callable[..., Store]:
+    """Make the store of a machine, by name: what it has here is its own, the bucket is everybody's."""
+    bucket = Bucket(cloud.url, endpoint_url=cloud.endpoint_url)
+
+    def make(name: str, **times: float) -> Store:
+        return Store(tmp_path / name, shared=SharedArtifacts(bucket, **times))
+
+    return make

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestion.artifact_folder import ArtifactFolder
 from ingestion.store import Store
 from schemas.artifact import ArtifactKind
 from schemas.errors import LimitExceeded, ModelFailed, ModeliumError, NeedsInput, NotFound, StillChanging
@@ -252,8 +253,8 @@ def test_a_text_that_spells_a_manifest_does_not_displace_its_folder(store: Store
 def test_what_a_killed_put_left_behind_is_swept(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     code = (
-        "import os, sys; from pathlib import Path; from ingestion.store import Store\n"
-        "with Store(Path(sys.argv[1]))._scratch() as scratch:\n"
+        "import os, sys; from pathlib import Path; from ingestion.artifact_folder import ArtifactFolder\n"
+        "with ArtifactFolder(Path(sys.argv[1])).scratch() as scratch:\n"
         "    (scratch / 'partial').write_bytes(b'x'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-P", "-c", code, str(store.root)], check=False)
@@ -261,7 +262,7 @@ def test_what_a_killed_put_left_behind_is_swept(tmp_path: Path) -> None:
     Store(tmp_path / "store")
     assert left.exists(), "too fresh to judge"
     os.utime(left, (0, 0))
-    with store._scratch() as living:
+    with ArtifactFolder(store.root).scratch() as living:
         os.utime(living, (0, 0))
         Store(tmp_path / "store")
         assert living.exists() and not left.exists()

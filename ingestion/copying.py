@@ -1,0 +1,113 @@
+"""Copy open files and folders into a store's scratch folder, each file named by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingestion.opening import check_name, open_entry, shown
+from schemas.artifact import ArtifactFile
+from schemas.errors import LimitExceeded, StillChanging
+
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Copies into ``scratch``; of what ``is_stored`` already, the copy is thrown away and need not reach the disk.
+
+    With ``take`` a file is linked instead, where it can become a stored one.
+    """
+
+    scratch: Path
+    max_files: int
+    is_stored: Callable[[str], bool]
+    take: bool = False
+
+    def folder(
+        self, fd: int, path: Path, skip: Callable[[str], bool] | None = None, prefix: str = ""
+    ) -> Iterator[ArtifactFile]:
+        """Copy every file below an open folder, but for what ``skip`` is told of and says True to."""
+        before = os.fstat(fd)
+        count = 0
+        for name in sorted(os.listdir(fd)):
+            relative = prefix + name
+            if skip is not None and skip(relative):
+                continue
+            check_name(relative)
+            inner = open_entry(fd, name, path / name)
+            try:
+                if stat.S_ISDIR(os.fstat(inner).st_mode):
+                    found = self.folder(inner, path / name, skip, relative + "/")
+                else:
+                    found = iter((self.file(inner, relative, path / name),))
+                for file in found:
+                    count += 1
+                    if count > self.max_files:
+                        raise LimitExceeded(
+                            f"{shown(path)} holds more than {self.max_files} files.",
+                            hint="Drop the model's own folder, not a folder around it.",
+                            limit=self.max_files,
+                        )
+                    yield file
+            finally:
+                os.close(inner)
+        if os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
+            raise _still_changing(path)
+
+    def file(self, fd: int, relative: str, path: Path) -> ArtifactFile:
+        """Copy or take an open file. ``path`` is where it stands, for messages."""
+        info = os.fstat(fd)
+        mine = os.geteuid() in (0, info.st_uid)
+        if self.take and mine and info.st_nlink == 1 and info.st_dev == self.scratch.stat().st_dev:
+            return self._taken(fd, relative, info.st_size)
+        return self._copied(fd, relative, path)
+
+    def _taken(self, fd: int, relative: str, size_bytes: int) -> ArtifactFile:
+        """Link an open file into ``scratch``, named by its sha256."""
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as source:
+            name = hashlib.file_digest(source, "sha256").hexdigest()
+        if not (self.scratch / name).exists():
+            os.fchown(fd, os.geteuid(), os.getegid())
+            os.fchmod(fd, 0o444)
+            if not self.is_stored(name):
+                os.fsync(fd)
+            # By the descriptor: what was hashed is what is linked, whatever stands under the path by now. Without a
+            # folder's descriptor, which an absolute path needs none of, Python calls link(2), which follows nothing.
+            os.link(f"/proc/self/fd/{fd}", self.scratch / name, src_dir_fd=fd, follow_symlinks=True)
+        return ArtifactFile(path=relative, sha256=name, size_bytes=size_bytes)
+
+    def _copied(self, fd: int, relative: str, path: Path) -> ArtifactFile:
+        """Copy an open file; one chunk is in memory at a time."""
+        before = os.fstat(fd)
+        partial = self.scratch / "partial"
+        digest = hashlib.sha256()
+        size_bytes = 0
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, before.st_size + 1)))
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as source, partial.open("wb") as copy:
+            while count := source.readinto(buffer):
+                digest.update(buffer[:count])
+                copy.write(buffer[:count])
+                size_bytes += count
+                if size_bytes > before.st_size:
+                    break  # it grows under our hands; without this a growing file would be read for ever
+            after = os.fstat(fd)
+            if (after.st_size, after.st_mtime_ns) != (
+                before.st_size,
+                before.st_mtime_ns,
+            ) or size_bytes != after.st_size:
+                raise _still_changing(path)
+            copy.flush()
+            os.fchmod(copy.fileno(), 0o444)
+            if not self.is_stored(digest.hexdigest()):
+                os.fsync(copy.fileno())
+        partial.replace(self.scratch / digest.hexdigest())
+        return ArtifactFile(path=relative, sha256=digest.hexdigest(), size_bytes=size_bytes)
+
+
+def _still_changing(path: Path) -> StillChanging:
+    return StillChanging(f"{shown(path)} changed while it was read.", hint="It is taken once its writer has finished.")
