@@ -20,6 +20,7 @@ from schemas.errors import ModeliumError
 if TYPE_CHECKING:
     from executor.sandbox import Sandbox
     from executor.toolchain import Toolchain
+    from ingestion.shared_artifacts import SharedArtifacts
     from ingestion.store import Store
 
 
@@ -44,10 +45,18 @@ class Context:
 
     @cached_property
     def store(self) -> Store:
-        """The artifact store."""
+        """The artifact store: the home's folder, in front of the bucket where one is set."""
         from ingestion.store import Store
 
-        return Store(self.home.artifacts)
+        return Store(self.home.artifacts, shared=self._shared_artifacts())
+
+    def _shared_artifacts(self) -> SharedArtifacts | None:
+        if not self.settings.store_url:
+            return None
+        from ingestion.bucket import Bucket
+        from ingestion.shared_artifacts import SharedArtifacts
+
+        return SharedArtifacts(Bucket(self.settings.store_url, endpoint_url=self.settings.s3_endpoint_url))
 
     @property
     def sandbox(self) -> Sandbox:

@@ -19,6 +19,7 @@ from schemas.errors import ModeliumError, ToolchainMissing
 from schemas.step_run import Isolation
 
 LEAST_FREE_BYTES = 5 << 30
+CLOCK_SKEW_S = 600
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def examine(context: Context) -> Iterator[Check]:
     yield _guarded("warm starts", lambda: _warm_starts(context))
     yield _guarded("broker", lambda: _broker(context))
     yield _guarded("database", lambda: _database(context))
+    if context.settings.store_url:
+        yield _guarded("bucket", lambda: _bucket(context))
     yield _guarded("gpu", lambda: _gpu(context))
     yield _guarded("disk", lambda: _disk(context))
 
@@ -137,6 +140,18 @@ def _database(context: Context) -> Check:
 
     engine = context.database.engine
     return Check("database", "ok", f"{engine.url.render_as_string(hide_password=True)}, revision {HEAD}")
+
+
+def _bucket(context: Context) -> Check:
+    shared = context.store.shared
+    assert shared is not None
+    began = time.monotonic()
+    skew_s = shared.bucket.try_out()
+    took_ms = (time.monotonic() - began) * 1000
+    found = f"{shared.bucket.url}: written, read, listed and removed in {took_ms:.0f} ms"
+    if abs(skew_s) > CLOCK_SKEW_S:
+        return Check("bucket", "warn", f"{found}; its clock is {skew_s:+.0f} s from here", "Set this machine's clock.")
+    return Check("bucket", "ok", found)
 
 
 def _gpu(context: Context) -> Check:

@@ -48,5 +48,6 @@ def configure(settings: Settings, *, quiet: bool = False, stream: TextIO | None 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel("WARNING" if quiet and settings.log_level == "info" else settings.log_level.upper())
-    for noisy in ("alembic", "watchdog", "amqp", "kombu"):
+    # boto's debug lines quote whole requests, a session's token among them.
+    for noisy in ("alembic", "watchdog", "amqp", "kombu", "boto3", "botocore", "s3transfer", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

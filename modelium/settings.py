@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from modelium.isolation_policy import IsolationPolicy
@@ -47,6 +48,14 @@ class Settings(BaseSettings):
     )
     broker_url: str = Field(
         default="", description="Redis URL; empty: a Redis server of its own on a socket, ending with `modelium up`"
+    )
+    store_url: str = Field(
+        default="",
+        description="Bucket that workers on several machines share artifacts through, s3://bucket/prefix; its "
+        "credentials are the usual AWS_* variables or profile; empty: a folder inside the home",
+    )
+    s3_endpoint_url: str = Field(
+        default="", description="Where that bucket is served, for example https://s3.example.com; empty: Amazon"
     )
     workers: int = Field(
         default=2, ge=1, le=64, description="Steps that may run at once on the machine (measuring is always alone)"
@@ -168,6 +177,31 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("store_url")
+    @classmethod
+    def _bucket(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment):
+            raise ValueError("it is s3://bucket/prefix, and credentials stand in AWS_* variables or a profile only")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("it is http://host:port or https://host, without a name and a password")
+        return value
+
+    @model_validator(mode="after")
+    def _no_secrets_to_steps(self) -> Settings:
+        if self.store_url and self.allow_no_isolation:
+            raise ValueError(
+                "MODELIUM_STORE_URL and MODELIUM_ALLOW_NO_ISOLATION exclude each other: a step without isolation could "
+                "read the bucket's credentials and write what other machines reuse"
+            )
+        return self
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -244,5 +278,6 @@ def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Setti
         return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "the settings"
-        raise UsageError(f"{name} is not valid: {first['msg']}.", hint="docs/settings.md describes each.") from None
+        name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "What is set together"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} is not valid: {reason}.", hint="docs/settings.md describes each.") from None

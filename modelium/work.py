@@ -15,7 +15,7 @@ from modelium.handover import Handover
 from modelium.live_step import LiveStep
 from schemas import catalog
 from schemas.descriptor import ModelDescriptor
-from schemas.errors import Cancelled, ErrorDocument
+from schemas.errors import Cancelled, ErrorDocument, StoreUnavailable
 from schemas.step_io import LEASE_INPUT, StepRequest
 from schemas.step_run import Limits, StepRun, StepRunState
 
@@ -153,7 +153,9 @@ class Work:
             real = isolation.level
             if real != trust:  # what was remembered from an earlier process is not what is here now
                 run = run.model_copy(update={"cache_key": step_cache.cache_key(request, inputs, known, real, machine)})
-            sizes = [self._size_bytes(sha256) for name, sha256 in inputs.items() if _is_model(name)]
+            for sha256 in inputs.values():
+                context.store.path(sha256)  # what another machine made is fetched before a place here is taken
+            sizes = [context.store.artifact(sha256).size_bytes for name, sha256 in inputs.items() if _is_model(name)]
             needed = step_memory.estimate(kind, toolchain, sizes, descriptor, beside)
             with machine_lease.hold(
                 exclusive=False,
@@ -171,14 +173,11 @@ class Work:
                 with Handover(lease, context.home.workspaces, self.stopping.is_set) as handover:
                     return self._execute(request, run, tools, others, handover)
 
-    def _size_bytes(self, sha256: str) -> int:
-        return self.context.store.artifact(sha256).size_bytes
-
     def _reuse(self, key: str, run: StepRun, reusable: Callable[[StepRun], bool]) -> StepRun | None:
         """Record and return ``run`` with the outputs of an earlier one, if its outputs are all stored still."""
         with garbage.kept(self.context):
             found = step_cache.find(self.context.database, key)
-            if found is None or not all(self.context.store.has(sha256) for sha256 in found.outputs.values()):
+            if found is None or not all(self.context.store.renew(sha256) for sha256 in found.outputs.values()):
                 return None
             if not reusable(found):
                 return None
@@ -236,6 +235,9 @@ class Work:
                 should_stop=should_stop,
             ) as output:
                 ended = self._collect(output)
+        except StoreUnavailable as error:
+            ended = {"state": StepRunState.FAILED, "error": error.document()}
+            raise
         finally:
             if not self.lost:
                 run = run.model_copy(update={**ended, "ended_at": db.now()})

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -193,6 +194,8 @@ def s3_server() -> Iterator[str]:
     """The endpoint of a real S3 server, gone with the session; its one user is ``test``."""
     if not all(shutil.which(program) for program in ("ceph-mon", "ceph-osd", "ceph", "radosgw")):
         absent("An S3 server", "apt-get install --no-install-recommends ceph-mon ceph-osd ceph-common radosgw")
+    if find_spec("boto3") is None:
+        absent("boto3", "make setup")
     folder = Path(tempfile.mkdtemp(prefix="modelium-s3-"))
     script, port = CHECKOUT / "tests" / "tools" / "ceph" / "gateway.sh", free_port()
     argv = ["bash", script, folder, str(free_port()), str(port), "test", S3_SECRET]

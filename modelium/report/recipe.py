@@ -13,12 +13,12 @@ from schemas.step_run import StepRun
 _MOST_BYTES = 24_000
 """A step file longer than this is shown without its descriptor, which stands in report.json."""
 
-FIND_STORED = """# where an artifact of this job is kept, by sha256
+FIND_STORED = """# where an artifact of this job is kept, by sha256; MODELIUM_* as for the command itself
 stored() {
   python -P -c 'import sys
-from pathlib import Path
-from ingestion.store import Store
-print(Store(Path(sys.argv[1])).path(sys.argv[2]))' "${MODELIUM_HOME:-$HOME/.modelium}/artifacts" "$1"
+from modelium.context import Context
+from modelium.settings import load
+print(Context(load()).store.path(sys.argv[1]))' "$1"
 }"""
 """A shell function that the scripts use; it needs no knowledge of the store's layout."""
 
