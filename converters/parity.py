@@ -16,6 +16,7 @@ from converters.reference_cases import REAL, SAMPLES, Reference
 from converters.runners import Runner, descriptor_of, load_candidate, load_original
 from converters.sampling import ROWS_AXIS
 from converters.served_interface import as_original, holds_nothing, same_rank
+from converters.ties import settled
 from schemas.descriptor import BATCH_AXIS, Dim, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.evidence import BatchProof, OutputParity, ParityReport, ReferenceCase
@@ -62,10 +63,11 @@ def parity(context: StepContext) -> StepOutcome:
         except ModelFailed as error:
             reason = f"It does not run on case {case.id} ({_sizes(case)}), which the original does: {error.args[0]}"
             break
+        judged = settled(expected, given)
         for name, array in expected.items():
             difference = compare(
                 array,
-                given[name],
+                judged[name],
                 tolerance,
                 lossy=lossy,
                 classes=name in classes,
