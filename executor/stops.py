@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from schemas.errors import Cancelled, LimitExceeded, ModeliumError
 from schemas.step_run import Limits
 
@@ -9,6 +12,42 @@ TICK_S = 0.05
 """How often a running sandbox is looked at."""
 ASK_EVERY_S = 0.25
 """How often its observer is asked whether it should stop."""
+
+
+class Stops:
+    """When one run has to end: whoever waits for its output asks each time around.
+
+    ``look`` tells what is exceeded, if anything is.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        began: float,
+        should_stop: Callable[[], bool] | None,
+        look: Callable[[], ModeliumError | None],
+    ) -> None:
+        self._limits, self._began, self._should_stop, self._look = limits, began, should_stop, look
+        self._deadline, self._ask_at, self._look_at = began + limits.timeout_s, began, 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for output before asking again."""
+        return max(0.0, min(TICK_S, self._deadline - time.monotonic()))
+
+    def reached(self) -> ModeliumError | None:
+        """Return why it has to end now, or None."""
+        now = time.monotonic()
+        if now >= self._deadline:
+            return out_of_time(self._limits, now - self._began)
+        if now >= self._ask_at:
+            self._ask_at = now + ASK_EVERY_S
+            if self._should_stop is not None and self._should_stop():
+                return cancelled()
+        if now >= self._look_at:
+            self._look_at = now + TICK_S
+            return self._look()
+        return None
 
 
 def out_of_time(limits: Limits, took_s: float) -> ModeliumError:

@@ -21,7 +21,7 @@ from executor.processes import (
     unmapped_bytes,
 )
 from executor.sandbox import Ending, Observers
-from executor.stops import ASK_EVERY_S, TICK_S, cancelled, out_of_memory, out_of_time, too_many_processes
+from executor.stops import Stops, out_of_memory, too_many_processes
 from executor.watch import Log, Progress, WorkspaceWatch
 from schemas.errors import LimitExceeded, ModeliumError
 from schemas.step_run import Limits
@@ -111,31 +111,19 @@ class _Running:
 
     def wait(self, began: float) -> ModeliumError | None:
         """Wait for the end; return why it has to be brought about, or None when it came by itself."""
-        deadline, ask_at = began + self._limits.timeout_s, began
+        stops = Stops(self._limits, began, self._should_stop, lambda: self._watch.check() or self._sample())
         with selectors.DefaultSelector() as selector:
             for descriptor in (self._pipes.log[0], self._pipes.progress[0], self._started.report, self._started.ended):
                 selector.register(descriptor, selectors.EVENT_READ)
-            sample_at = 0.0
             while True:
-                now = time.monotonic()
-                events = selector.select(max(0.0, min(TICK_S, deadline - now)))
-                for key, _ in events:
+                for key, _ in selector.select(stops.patience_s):
                     if key.fd == self._started.ended:
                         return self._watch.scan()
                     if not self._read(key.fd):
                         selector.unregister(key.fd)
                 self._progress.flush()
-                now = time.monotonic()
-                if now >= deadline:
-                    return out_of_time(self._limits, now - began)
-                if now >= ask_at:
-                    ask_at = now + ASK_EVERY_S
-                    if self._should_stop is not None and self._should_stop():
-                        return cancelled()
-                if now >= sample_at:
-                    sample_at = now + TICK_S
-                    if (error := self._watch.check() or self._sample()) is not None:
-                        return error
+                if (error := stops.reached()) is not None:
+                    return error
 
     def drain(self) -> str:
         """Read what is left in the pipes and return the whole log."""
