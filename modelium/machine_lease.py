@@ -92,6 +92,17 @@ def hold(
         yield Lease(time.monotonic() - began, wanted * UNIT_BYTES, locks)
 
 
+@contextmanager
+def spare_place() -> Iterator[bool]:
+    """Hold a place for work in the background; False where somebody has the machine alone, or is about to.
+
+    It is one of those that steps come to last, so that no step waits for it. Who wants the machine alone does.
+    """
+    with ByteLocks(runtime_root() / "machine.ledger") as locks:
+        last = [part[-1:] for part in locks.free(_PLACES)[-1:]]
+        yield bool(locks.free(_READY)) and any(map(locks.take, last))
+
+
 def machine_budget_bytes() -> int:
     """Return the memory that steps may reserve together: this machine's, or this container's, less an eighth."""
     total = min([psutil.virtual_memory().total, *_container_limits()])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from modelium import machine_lease
 from modelium.byte_locks import ByteLocks
-from modelium.machine_lease import UNIT_BYTES, hold
+from modelium.machine_lease import UNIT_BYTES, hold, spare_place
 from schemas.errors import Cancelled
 
 
@@ -287,6 +287,36 @@ def test_who_waits_for_the_machine_has_no_place_keeps_its_memory_and_lets_nobody
         assert not done.is_set()
     assert done.wait(20)
     thread.join(timeout=20)
+
+
+def test_work_in_the_background_takes_no_step_its_place_and_lets_nobody_have_the_machine_alone() -> None:
+    with hold(exclusive=False, at_once=2) as lease:
+        with spare_place() as one, spare_place() as another, hold(exclusive=False, at_once=2):
+            assert one and another
+        with spare_place() as free:
+            assert free
+            began = time.monotonic()
+            with pytest.raises(Cancelled):
+                lease.take_machine(lambda: time.monotonic() > began + 0.1)
+        lease.take_machine()
+        with spare_place() as free:
+            assert not free
+    with spare_place() as free:
+        assert free
+
+
+def test_no_work_in_the_background_begins_while_somebody_waits_for_the_machine() -> None:
+    with hold(exclusive=False, at_once=2) as lease:
+        with hold(exclusive=False, at_once=2):
+            thread = in_thread(lease.take_machine)
+            deadline = time.monotonic() + 20
+            free = True
+            while free:
+                assert time.monotonic() < deadline
+                with spare_place() as free:
+                    pass
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 def test_who_is_cancelled_while_it_waits_for_the_machine_holds_nobody_up() -> None:
