@@ -20,7 +20,6 @@ from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Ob
 from executor.seccomp import program
 from executor.supervise import supervise
 from executor.warm_parents import WarmBounds
-from executor.warm_protocol import FORKABLE
 from executor.warm_steps import WarmSteps
 from schemas.step_run import Isolation, Limits
 
@@ -61,10 +60,10 @@ class BwrapSandbox:
     def _probed(self) -> Isolation:
         return probe(self, Path(sys.executable), group_bounds())
 
-    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
-        """Start the warm parent of ``toolchain``, and find out what its children enforce as soon as it is there."""
-        if self._warm is not None and toolchain in FORKABLE:
-            self._warm.prepare(toolchain, interpreter, environment, lambda: self._probed)
+    def prepare(self, like: Command) -> None:
+        """Start the warm parent of steps like this, and find out what its children enforce as soon as it is there."""
+        if self._warm is not None and like.warm is not None:
+            self._warm.prepare(like, lambda: self._probed)
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end; see the protocol."""
@@ -84,14 +83,14 @@ class BwrapSandbox:
 
     @property
     def starts_warm(self) -> bool:
-        """Whether steps are to start warm; :meth:`why_not_warm` tells whether they do."""
+        """Whether steps are to start warm; :meth:`try_warm` tells whether they do."""
         return self._warm is not None
 
-    def why_not_warm(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> str | None:
-        """Return why steps of ``toolchain`` start cold, found out by starting one; None when they start warm."""
+    def try_warm(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> float | str:
+        """Return the seconds that an empty step of ``toolchain`` took which started warm, or why it starts cold."""
         if self._warm is None:
             return "the settings allow no warm parent"
-        return self._warm.why_not(toolchain, interpreter, environment, self._probed)
+        return self._warm.attempt(toolchain, interpreter, environment, self._probed)
 
     def _cold(self, command: Command, devices: list[Shown], observers: Observers) -> Ending:
         cgroup = Cgroup.create(command.limits)

@@ -145,7 +145,8 @@ def _progress() -> Callable[[float, str], None]:
     return write
 
 
-def _writable(workspace: Path) -> Iterator[Path]:
+def writable(workspace: Path) -> Iterator[Path]:
+    """Yield what a step may change, and its process goes on being able to."""
     yield from (workspace / "out", Path(tempfile.gettempdir()))
     yield from map(Path, ("/dev/shm", "/dev/null", "/dev/zero", "/dev/full"))
     yield from Path("/dev").glob("nvidia*")  # where the sandbox shows a GPU
@@ -162,7 +163,7 @@ def _write(workspace: Path, result: StepResult) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -P -m executor.child WORKSPACE")
-    landlock.restrict(path for path in _writable(Path(sys.argv[1])) if path.exists())
+    landlock.restrict(path for path in writable(Path(sys.argv[1])) if path.exists())
     _write(Path(sys.argv[1]), main(Path(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -44,6 +44,15 @@ exec 3>&2 4<&0 2>/dev/null </dev/null
 exit $?
 """
 
+# The same, but the second process first hands one line of the container's input on to the program. It is a grandchild,
+# so that the shell waits for the program alone.
+_INIT_WAITING = """
+exec 3>&2 4<&0 2>/dev/null </dev/null
+{ { read -r line && printf '%s\\n' "$line"; exec >/dev/null; read -r _; kill -9 -1; } <&4 3>&- & } |
+(exec "$@" 2>&1 4<&-)
+exit $?
+"""
+
 # Folders stay open while below them; links are given away, not followed.
 _GIVE = """
 import os, sys
@@ -124,7 +133,7 @@ def configuration(engine: Engine, command: Command) -> dict[str, Any]:
             "Ulimits": list(_ulimits(limits)),
             "ShmSize": shm_bytes(limits),
             "Tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={tmp_bytes(limits)}"},
-            "Mounts": list(_mounts(engine.image, command)),
+            "Mounts": [*_installed(engine.image, command), *_workspace(command)],
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             **({"Runtime": engine.runtime} if engine.runtime else {}),
@@ -140,6 +149,19 @@ def giving_back(engine: Engine, command: Command) -> dict[str, Any]:
     document = configuration(engine, replace(command, argv=argv, inputs={}, gpus=0))
     document["User"] = "0:0"
     document["HostConfig"]["CapAdd"] = ["CHOWN", "DAC_READ_SEARCH"]
+    return document
+
+
+def waiting(engine: Engine, command: Command, folder: Path) -> dict[str, Any]:
+    """Return the document for a container that waits to be told what to run, in all else like that of ``command``.
+
+    It shows ``folder`` as its workspace, where inputs and ``step.json`` appear later; ``out/`` in it is there.
+    """
+    argv = (str(command.interpreter), "-P", "-s", "-u", "-m", "executor.waiting_child", str(command.warm))
+    document = configuration(engine, replace(command, argv=argv, inputs={}))
+    document["Entrypoint"][2] = _INIT_WAITING
+    shown = [_bind(folder, ROOT), _bind(folder / OUT, ROOT / OUT, writable=True)]
+    document["HostConfig"]["Mounts"] = [*_installed(engine.image, command), *shown]
     return document
 
 
@@ -174,7 +196,7 @@ def _ulimits(limits: Limits) -> Iterator[dict[str, Any]]:
         yield {"Name": name, "Soft": value, "Hard": value}
 
 
-def _mounts(image: Image, command: Command) -> Iterator[dict[str, Any]]:
+def _installed(image: Image, command: Command) -> Iterator[dict[str, Any]]:
     interpreters = [python for python in (command.interpreter, *command.beside) if python not in image.interpreters]
     if image.host_usr:
         yield _bind(Path("/usr"), Path("/usr"))
@@ -187,6 +209,9 @@ def _mounts(image: Image, command: Command) -> Iterator[dict[str, Any]]:
             yield _bind(prefix, prefix)
     for package, place in packages():
         yield _bind(package, place)
+
+
+def _workspace(command: Command) -> Iterator[dict[str, Any]]:
     if (step := command.workspace / STEP_FILE).exists():
         yield _bind(step, ROOT / STEP_FILE)
     for name, source in command.inputs.items():

@@ -77,9 +77,12 @@ def run(
     return StepOutput(result, out, outputs, usage, ending.warm or isolation, ending.log, folder)
 
 
-def prepare(toolchain: Toolchain, sandbox: Sandbox, threads: int) -> None:
+def prepare(toolchain: Toolchain, *, workspaces: Path, sandbox: Sandbox, limits: Limits, threads: int) -> None:
     """Have ready, in a while, what steps of ``toolchain`` start from; waits for nothing."""
-    sandbox.prepare(toolchain.name, toolchain.interpreter, step_environment(threads, toolchain.name))
+    if toolchain.name in FORKABLE:
+        environment = step_environment(threads, toolchain.name)
+        like = Command((), workspaces / "next", toolchain.interpreter, limits, {}, environment, warm=toolchain.name)
+        sandbox.prepare(like)
 
 
 def sweep(workspaces: Path) -> int:

@@ -51,11 +51,11 @@ def find_sandbox(
     """Return a sandbox that was seen to isolate; probed once per process. ``auto`` is bubblewrap.
 
     Raises SandboxUnavailable with what to do, unless ``allow_none``: then a sandbox that isolates nothing is better
-    than none, and every run says so. Bubblewrap's steps start warm within the bounds of ``warm``; those
-    that need a GPU get the first of the numbers ``gpus``, or of all.
+    than none, and every run says so. Steps start warm within the bounds of ``warm``; those that need a GPU get the
+    first of the numbers ``gpus``, or of all.
     """
     try:
-        sandbox = _docker(docker) if backend == "docker" else _bubblewrap(warm, gpus)
+        sandbox = _docker(docker, warm) if backend == "docker" else _bubblewrap(warm, gpus)
         lacking = sandbox.isolation(Limits()).lacking(required)
         if lacking:
             raise SandboxUnavailable(
@@ -77,10 +77,10 @@ _MENDING = {
 
 
 @functools.cache
-def _docker(options: DockerOptions) -> Sandbox:
+def _docker(options: DockerOptions, warm: WarmBounds | None = None) -> Sandbox:
     from executor.docker_sandbox import DockerSandbox
 
-    sandbox = DockerSandbox(options.host, options.image, options.runtime, options.gpus)
+    sandbox = DockerSandbox(options.host, options.image, options.runtime, options.gpus, warm)
     sandbox.isolation(Limits())
     return sandbox
 

@@ -12,7 +12,6 @@ import fcntl
 import gc
 import json
 import os
-import runpy
 import select
 import signal
 import socket
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from executor import confinement, preloading
+from executor import confinement, preloading, program
 from executor.warm_protocol import (
     FIRST_GROUP,
     GO,
@@ -51,8 +50,8 @@ def main() -> None:
         preloading.preload(name)
     with socket.socket(fileno=control) as channel:
         os.set_inheritable(control, False)
-        program = _serve(channel, system_calls, preloading.later(toolchain))
-    program()
+        become = _serve(channel, system_calls, preloading.later(toolchain))
+    become()
 
 
 def _serve(channel: socket.socket, system_calls: bytes, waiting: Iterator[Callable[[], object]]) -> Program:
@@ -194,7 +193,7 @@ class _Child:
         confinement.bounded(request["limits"])
         confinement.own_user(request["as_root"])
         confinement.filtered(self._system_calls)
-        return lambda: _run(request["argv"])
+        return lambda: program.run(request["argv"])
 
 
 def _reseed() -> None:
@@ -203,18 +202,6 @@ def _reseed() -> None:
         numpy.seed()
     if (torch := sys.modules.get("torch")) is not None:
         torch.default_generator.seed()
-
-
-def _run(argv: Sequence[str]) -> None:
-    """Do what the interpreter does with ``-m MODULE ...`` or ``-c CODE ...``."""
-    at = next(index for index, word in enumerate(argv) if word in ("-m", "-c"))
-    what, rest = argv[at + 1], argv[at + 2 :]
-    sys.argv = [argv[at], *rest]
-    if argv[at] == "-m":
-        sys.modules.pop(what, None)
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class KubernetesSandbox:
                 removed += deleted(self._cluster, metadata["name"])
         return removed
 
-    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+    def prepare(self, like: Command) -> None:
         """Do nothing: every program is started anew."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:

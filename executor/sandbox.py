@@ -24,9 +24,9 @@ class Command:
 
     ``argv`` is as seen inside. ``workspace`` is the host folder with ``step.json`` and ``out/``; ``inputs`` are host
     files or folders that appear read-only below ``in/``. ``interpreter`` is the Python whose installation is shown,
-    and ``beside`` are others that the program starts. ``warm`` names the toolchain whose warm parent may run ``argv``,
-    Python's ``-m`` or ``-c``, instead of a new process. ``gpus`` is how many GPUs it is shown, for which it always is a
-    new process.
+    and ``beside`` are others that the program starts. ``warm`` names the toolchain: a process that has imported it may
+    run ``argv``, Python's ``-m`` or ``-c``, instead of a new one. ``gpus`` is how many GPUs it is shown, for which it
+    always is a new process.
     """
 
     argv: tuple[str, ...]
@@ -60,7 +60,7 @@ class Ending:
 
     ``exit_code`` is the program's, 128 + n when signal n ended it. ``error`` is set when the sandbox stopped it or
     the kernel did for its sake (LimitExceeded, StorageFull, Cancelled); whatever it wrote is void then. ``warm`` is
-    what was enforced when it ran in a child of a warm parent, None when it was a process of its own.
+    what was enforced when it ran in a process that had its imports done, None when it started anew.
     """
 
     exit_code: int
@@ -89,8 +89,8 @@ class Sandbox(Protocol):
     def isolation(self, limits: Limits) -> Isolation:
         """Return what is really enforced under ``limits``, found out by running it once in this process."""
 
-    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
-        """Have ready, in a while, what steps of ``toolchain`` start from. Does not wait for it."""
+    def prepare(self, like: Command) -> None:
+        """Have ready, in a while, what steps like this start from. Does not wait for it."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:
         """Run ``command`` to its end and leave nothing behind but what it wrote to ``out/``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from executor.cgroup import Cgroup
@@ -47,7 +47,7 @@ class UnisolatedSandbox:
             notes=("NOT ISOLATED: the operator allowed it. Use it only for models you would run by hand.",),
         )
 
-    def prepare(self, toolchain: str, interpreter: Path, environment: Mapping[str, str]) -> None:
+    def prepare(self, like: Command) -> None:
         """Do nothing: every program is started anew."""
 
     def execute(self, command: Command, observers: Observers = NO_OBSERVERS) -> Ending:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,22 @@ _ASK_EVERY_S = 0.25
 _CLOSE_S = 10
 
 
+def anywhere() -> AbstractContextManager[bool]:
+    """Return a place for work in the background where nobody gives places out."""
+    return contextlib.nullcontext(True)
+
+
 @dataclass(frozen=True)
 class WarmBounds:
-    """How much warm parents may take, in each process that runs steps."""
+    """How much warm parents, or waiting containers, may take in each process that runs steps.
+
+    What is imported before it is needed is imported under a ``place`` of the machine, when that gives one.
+    """
 
     parents: int = 3
     memory_bytes: int = 1 << 30
     idle_s: float = 120
+    place: Callable[[], AbstractContextManager[bool]] = anywhere
 
 
 @dataclass(frozen=True)

@@ -61,28 +61,30 @@ class WarmSteps:
             return None
         return replace(ending, warm=isolation)
 
-    def prepare(
-        self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Callable[[], Isolation]
-    ) -> None:
-        """Start the parent of ``toolchain``, and find out what its children enforce before a step needs to."""
-        command = Command((), Path(), interpreter, Limits(), environment=environment, warm=toolchain)
-        self.parents.prepare(_key(command))
+    def prepare(self, like: Command, cold: Callable[[], Isolation]) -> None:
+        """Start the parent of steps like this, and find out what its children enforce before a step needs to."""
+        self.parents.prepare(_key(like))
         if self._found is None:
             with contextlib.suppress(WarmFailed):  # the step that needs it tells why
-                self._holds(command, cold())
+                self._holds(like, cold())
 
-    def why_not(self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Isolation) -> str | None:
-        """Return why steps of ``toolchain`` start cold, or None when one has started warm just now."""
+    def attempt(
+        self, toolchain: str, interpreter: Path, environment: Mapping[str, str], cold: Isolation
+    ) -> float | str:
+        """Return the seconds that an empty step took in a child of a parent that was there, or why none did."""
         with tempfile.TemporaryDirectory(prefix="modelium-probe-") as folder:
             (Path(folder) / OUT).mkdir()
             argv = (str(interpreter), "-c", "pass")
             command = Command(argv, Path(folder), interpreter, Limits(), environment=environment, warm=toolchain)
             try:
                 self._holds(command, cold)
+                self._run(command, NO_OBSERVERS, time.monotonic())
                 ending = self._run(command, NO_OBSERVERS, time.monotonic())
             except WarmFailed as error:
                 return str(error)
-        return None if ending.exit_code == 0 and ending.error is None else ending.log.strip()[-300:]
+        if ending.exit_code == 0 and ending.error is None:
+            return ending.wall_s
+        return ending.log.strip()[-300:] or str(ending.error)
 
     def _holds(self, command: Command, cold: Isolation) -> Isolation:
         """Return what children of warm parents enforce, found out by running it once in this process."""

@@ -36,6 +36,11 @@ class Workspace:
             os.close(self._lock)
             self._lock = -1
 
+    def abandon(self) -> None:
+        """Close this process's copy of the lock; the folder belongs to the process that this one was forked from."""
+        os.close(self._lock)
+        self._lock = -1
+
 
 def sweep(parent: Path) -> int:
     """Remove the workspaces below ``parent`` whose owners are dead; return how many."""

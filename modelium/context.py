@@ -115,7 +115,13 @@ class Context:
         with contextlib.suppress(ModeliumError):  # whatever needs it says why it can't be had
             for toolchain in toolchains:
                 if toolchain in self.toolchains:
-                    executor.prepare(self.toolchain(toolchain), self.sandbox, self.settings.threads)
+                    executor.prepare(
+                        self.toolchain(toolchain),
+                        workspaces=self.home.workspaces,
+                        sandbox=self.sandbox,
+                        limits=self.settings.limits(),
+                        threads=self.settings.threads,
+                    )
 
     @property
     def toolchains(self) -> Installed:

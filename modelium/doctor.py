@@ -102,22 +102,19 @@ def _isolation(context: Context) -> Check:
 
 def _warm_starts(context: Context) -> Check:
     from executor.bwrap_sandbox import BwrapSandbox
+    from executor.docker_sandbox import DockerSandbox
     from executor.execution import step_environment
 
     sandbox, toolchain = context.sandbox, context.toolchain("onnx")
-    if not isinstance(sandbox, BwrapSandbox):
+    if not isinstance(sandbox, BwrapSandbox | DockerSandbox):
         return Check("warm starts", "ok", f"none; the sandbox {sandbox.name} starts every step anew")
     if not context.settings.warm_parents:
         return Check("warm starts", "ok", "switched off; every step starts anew", "Unset MODELIUM_WARM_PARENTS.")
     variables = step_environment(context.settings.threads, toolchain.name)
-    why = sandbox.why_not_warm(toolchain.name, toolchain.interpreter, variables)
-    if why is None:
-        began = time.monotonic()
-        why = sandbox.why_not_warm(toolchain.name, toolchain.interpreter, variables)
-        took_ms = (time.monotonic() - began) * 1000
-    if why is not None:
-        return Check("warm starts", "warn", f"none, which costs each step a second or more: {why}")
-    return Check("warm starts", "ok", f"an empty step took {took_ms:.0f} ms, and is confined like any other")
+    took_s = sandbox.try_warm(toolchain.name, toolchain.interpreter, variables)
+    if isinstance(took_s, str):
+        return Check("warm starts", "warn", f"none, which costs each step a second or more: {took_s}")
+    return Check("warm starts", "ok", f"an empty step took {took_s * 1000:.0f} ms, and is confined like any other")
 
 
 def _broker(context: Context) -> Check:

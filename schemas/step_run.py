@@ -76,7 +76,7 @@ class Usage(Document):
     peak_memory_bytes: int | None = Field(default=None, ge=0)
     import_s: float | None = Field(default=None, ge=0, description="Importing the toolchain inside the child")
     run_s: float | None = Field(default=None, ge=0, description="The step's own work inside the child")
-    warm: bool = Field(default=False, description="Forked from a process that had its imports done, not started anew")
+    warm: bool = Field(default=False, description="Started in a process that had its imports done before the step came")
     gpus: int = Field(default=0, ge=0, description="GPUs that its sandbox showed it")
 
 
