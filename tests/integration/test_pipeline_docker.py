@@ -35,4 +35,6 @@ def test_a_pickle_is_converted_and_deployed_by_steps_in_containers(docker_engine
     steps = (accounts[0] if isinstance(accounts, list) else accounts)["steps"]
     assert {step["isolation"]["backend"] for step in steps if step["isolation"]} == {"docker"}
     assert all(step["isolation"]["image"].startswith("sha256:") for step in steps if step["isolation"])
+    assert any(step["usage"]["warm"] for step in steps if step["usage"])
     assert docker_engine.containers() == []
+    assert not list((tmp_path / "home").rglob("step-*"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
@@ -14,8 +15,10 @@ import pytest
 from executor import find_sandbox
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.cgroup import _hierarchies
+from executor.docker_sandbox import DockerSandbox
 from executor.find import DockerOptions
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
+from executor.warm_parent import WarmFailed
 from executor.warm_parents import WarmBounds
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
@@ -31,12 +34,16 @@ LIMITS = Limits(
 )
 
 
-@pytest.fixture(scope="session", params=["bubblewrap", "warm", pytest.param("docker", marks=pytest.mark.docker)])
+_DOCKER = [pytest.param(name, marks=pytest.mark.docker) for name in ("docker", "docker_warm")]
+
+
+@pytest.fixture(scope="session", params=["bubblewrap", "warm", *_DOCKER])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """Each backend, bubblewrap cold and warm; a test of what only one does is parametrised with that one."""
-    if request.param == "docker":
+    """Each backend, cold and warm; a test of what only one does is parametrised with that one."""
+    if request.param in ("docker", "docker_warm"):
         engine = request.getfixturevalue("docker_engine")
-        return find_sandbox(backend="docker", docker=DockerOptions(engine.host))
+        warm = WarmBounds() if request.param == "docker_warm" else None
+        return find_sandbox(backend="docker", docker=DockerOptions(engine.host), warm=warm)
     try:
         return find_sandbox(backend="bubblewrap", warm=WarmBounds() if request.param == "warm" else None)
     except SandboxUnavailable as error:
@@ -49,7 +56,8 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
 class Box:
     """Runs code inside the sandbox, never on the host; the test ends by proving that nothing of it is left.
 
-    ``warm`` names the warm parent that it is forked from; a step that then starts cold all the same fails the test.
+    ``warm`` names the warm parent that it is forked from, or the toolchain of the container that waits for it; a step
+    that then starts cold all the same fails the test.
     """
 
     sandbox: Sandbox
@@ -71,12 +79,19 @@ class Box:
             interpreter=Path(sys.executable),
             limits=self.limits.model_copy(update=limits),
             inputs=inputs or {},
-            environment={} if self.warm else {"MARK": self.mark},
+            environment={} if self.is_forked else {"MARK": self.mark},
             warm=self.warm,
         )
+        if self.warm and isinstance(self.sandbox, DockerSandbox):
+            with contextlib.suppress(WarmFailed):  # then it starts cold, which is seen below
+                self.sandbox.await_warm(command)
         ending = self.sandbox.execute(command, observers)
         assert (ending.warm is not None) == (self.warm is not None)
         return ending
+
+    @property
+    def is_forked(self) -> bool:
+        return self.warm is not None and isinstance(self.sandbox, BwrapSandbox)
 
     @property
     def out(self) -> Path:
@@ -130,10 +145,13 @@ def box(sandbox: Sandbox, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
     engine = request.getfixturevalue("docker_engine") if sandbox.name == "docker" else None
     mounts = _mounts(engine)
     box = Box(sandbox, tmp_path)
-    if isinstance(sandbox, BwrapSandbox) and sandbox.starts_warm:
+    if isinstance(sandbox, BwrapSandbox | DockerSandbox) and sandbox.starts_warm:
         box.warm = "bare"
+    if box.is_forked:
         box("pass")  # the parent starts before a test looks at the clock
     yield box
+    if isinstance(sandbox, DockerSandbox):
+        sandbox.close()
     assert box.processes_left() == []
     assert engine is None or engine.containers() == []
     assert box.zombies_left() == []

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 no_engine = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """The client forgets to close a socket that it cannot connect; :func:`forgotten` finds it before the test ends."""
 only_docker = pytest.mark.parametrize("sandbox", ["docker"], indirect=True)
+both_ways = pytest.mark.parametrize("sandbox", ["docker", "docker_warm"], indirect=True)
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_an_engine_on_another_machine_is_refused():
 
 
 @no_engine
-@only_docker
+@both_ways
 def test_an_engine_killed_in_mid_step_is_an_error_to_retry_and_the_next_step_runs(forgotten, box, docker_engine):
     def kill(text: str) -> None:
         docker_engine.kill()
@@ -197,7 +198,7 @@ def test_containers_run_side_by_side(box, tmp_path):
     assert sorted(logs) == [f"{number}\n" for number in range(4)]
 
 
-@only_docker
+@both_ways
 def test_the_log_is_heard_while_it_is_written(box):
     heard = []
     box(

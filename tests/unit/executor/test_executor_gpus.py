@@ -130,7 +130,7 @@ def test_landlock_leaves_a_step_its_gpu(devices: Path, tmp_path: Path) -> None:
         from pathlib import Path
         sys.path.insert(0, "/opt/modelium")
         from executor import child, landlock
-        landlock.restrict(path for path in child._writable(Path("/step")) if path.exists())
+        landlock.restrict(path for path in child.writable(Path("/step")) if path.exists())
         for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
             with open(f"/dev/{name}", "r+b", buffering=0) as device:
                 try:

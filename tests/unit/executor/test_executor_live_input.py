@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from executor.sandbox import Observers
 from modelium import machine_lease
 from modelium.handover import Handover
 from schemas.step_io import LEASE_FILE, LEASE_INPUT
@@ -34,9 +35,9 @@ def test_a_running_step_sees_that_the_machine_is_its_own_and_cannot_say_so_itsel
         Handover(lease, tmp_path / "workspaces", lambda: False) as handover,
     ):
         path = handover.folder / LEASE_FILE
-        timer = threading.Timer(1.0, lambda: path.write_bytes(b"1"))
-        timer.start()
-        ending = box(_WAITS, inputs={LEASE_INPUT: handover.folder})
+        timer = threading.Timer(0.2, lambda: path.write_bytes(b"1"))
+        heard = Observers(on_log=lambda text: None if timer.ident else timer.start())
+        ending = box(_WAITS, heard, inputs={LEASE_INPUT: handover.folder})
         timer.join()
     assert ending.exit_code == 0, ending.log
     assert ending.log.split()[:2] == ["empty", "mine"]

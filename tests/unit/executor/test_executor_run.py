@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from executor import StepSpec, find_sandbox, run
+from executor.docker_sandbox import DockerSandbox
 from executor.execution import _outcome
 from executor.sandbox import Ending
 from executor.toolchain import Toolchain, mending, missing, versions
@@ -39,9 +40,13 @@ onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], 
 
 
 @pytest.fixture
-def workspaces(tmp_path: Path):
+def workspaces(tmp_path: Path, request: pytest.FixtureRequest):
     folder = tmp_path / "workspaces"
     yield folder
+    if "sandbox" in request.fixturenames:
+        sandbox = request.getfixturevalue("sandbox")
+        if isinstance(sandbox, DockerSandbox):
+            sandbox.close()  # what waits has a folder there
     assert not folder.exists() or not any(folder.iterdir())
 
 
