@@ -1,7 +1,9 @@
-"""What a sandbox costs a step: the same steps started cold and warm, and what a waiting warm parent holds.
+"""What a sandbox costs a step: the same steps started cold and warm, and what is held for a warm start.
 
-``python bench/sandbox_cost.py [--runs N] [--json FILE]``. Wall times are of ``executor.run``, workspace and all. The
-first warm start of a toolchain also starts and probes its parent, and is shown apart.
+``python bench/sandbox_cost.py [--backend docker [--host unix:///path/docker.sock] [--image IMAGE]] [--runs N]
+[--json FILE]``. Wall times are of ``executor.run``, workspace and all. With bubblewrap the first warm start of a
+toolchain also starts and probes its parent, and is shown apart. With Docker a warm step is one that finds a container
+waiting; how long it takes until the next one waits is shown apart.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Any
 import psutil
 
 from executor import StepSpec, find_sandbox, run
+from executor.docker_sandbox import DockerSandbox
+from executor.find import DockerOptions
 from executor.sandbox import Sandbox
 from executor.toolchain import Toolchain
 from executor.warm_parents import WarmBounds
@@ -28,6 +32,7 @@ from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.step_io import StepRequest
 
 THREADS = 2
+MOST_S = 120
 
 MODELS = {
     "onnx": """
@@ -86,9 +91,9 @@ CASES = (
 )
 
 
-def seconds(case: Case, model: Path, sandbox: Sandbox, folder: Path) -> float:
-    """Run the step once and return its wall time."""
-    descriptor = None
+def seconds(case: Case, model: Path, sandbox: Sandbox, folder: Path, warm: bool | None = None) -> float:
+    """Run the step once and return its wall time; ``warm`` is how it has to have started."""
+    descriptor, toolchain = None, Toolchain(case.toolchain)
     if case.format is not None:
         descriptor = ModelDescriptor(
             artifact_sha256="0" * 64,
@@ -97,13 +102,14 @@ def seconds(case: Case, model: Path, sandbox: Sandbox, folder: Path) -> float:
             inputs=(tensor("x", "batch", 8),),
             outputs=case.outputs,
         )
+    if (carried := sandbox.carried(case.toolchain)) is not None:
+        toolchain = Toolchain(case.toolchain, *carried)
     request = StepRequest(kind=case.kind, threads=THREADS, descriptor=descriptor)
     began = time.perf_counter()
-    with run(
-        StepSpec(request, Toolchain(case.toolchain), {"model": model}), workspaces=folder, sandbox=sandbox
-    ) as output:
+    with run(StepSpec(request, toolchain, {"model": model}), workspaces=folder, sandbox=sandbox) as output:
         took = time.perf_counter() - began
         assert output.result.ok, (output.result.error, output.log)
+        assert warm is None or output.usage.warm is warm, "it did not start as it was to"
     return took
 
 
@@ -117,9 +123,23 @@ def parent_memory() -> int:
     return int(max(waiting, key=lambda process: process.create_time()).memory_full_info().pss)
 
 
-def measure(runs: int) -> list[dict[str, Any]]:
+def find(options: argparse.Namespace, warm: WarmBounds | None) -> Sandbox:
+    """Return the sandbox that was asked for."""
+    return find_sandbox(backend=options.backend, docker=DockerOptions(options.host, options.image), warm=warm)
+
+
+def waited_s(sandbox: DockerSandbox, toolchain: str) -> float:
+    """Wait until a container waits for steps of ``toolchain``; return how long that took."""
+    began = time.perf_counter()
+    while toolchain not in sandbox.idle():
+        assert time.perf_counter() - began < MOST_S, "no container waits"
+        time.sleep(0.01)
+    return time.perf_counter() - began
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time every case, cold and warm in turn."""
-    cold, warm = find_sandbox(), find_sandbox(warm=WarmBounds(parents=8, memory_bytes=8 << 30, idle_s=600))
+    cold, warm = find(options, None), find(options, WarmBounds(parents=8, memory_bytes=8 << 30, idle_s=600))
     found, memory = [], {}
     with tempfile.TemporaryDirectory(prefix="modelium-bench-") as name:
         folder = Path(name)
@@ -131,18 +151,29 @@ def measure(runs: int) -> list[dict[str, Any]]:
             model = folder / case.model
             seconds(case, model, cold, folder / "w")  # reads the files from disk once
             first = seconds(case, model, warm, folder / "w")
-            times = [[seconds(case, model, box, folder / "w") for box in (cold, warm)] for _ in range(runs)]
-            memory.setdefault(case.toolchain, parent_memory())
-            found.append(
-                {
-                    "step": case.kind,
-                    "toolchain": case.toolchain,
-                    "cold_s": round(statistics.median(pair[0] for pair in times), 3),
-                    "warm_s": round(statistics.median(pair[1] for pair in times), 3),
-                    "first_warm_s": round(first, 3),
-                    "parent_pss_mb": round(memory[case.toolchain] / 1e6),
-                }
-            )
+            times, waits = [], []
+            for _ in range(options.runs):
+                if isinstance(warm, DockerSandbox):
+                    waits.append(waited_s(warm, case.toolchain))
+                took = seconds(case, model, warm, folder / "w", warm=True)
+                if isinstance(warm, DockerSandbox):
+                    waits.append(waited_s(warm, case.toolchain))
+                times.append((seconds(case, model, cold, folder / "w", warm=False), took))
+            row = {
+                "step": case.kind,
+                "toolchain": case.toolchain,
+                "cold_s": round(statistics.median(pair[0] for pair in times), 3),
+                "warm_s": round(statistics.median(pair[1] for pair in times), 3),
+            }
+            if isinstance(warm, DockerSandbox):
+                held = warm.idle()[case.toolchain]
+                found.append(row | {"until_next_waits_s": round(max(waits), 3), "held_mb": round(held / 1e6)})
+            else:
+                memory.setdefault(case.toolchain, parent_memory())
+                pss = round(memory[case.toolchain] / 1e6)
+                found.append(row | {"first_warm_s": round(first, 3), "parent_pss_mb": pss})
+        if isinstance(warm, DockerSandbox):
+            warm.close()
     return found
 
 
@@ -150,8 +181,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--json", type=Path, help="Write the numbers there, too")
+    parser.add_argument("--backend", choices=("bubblewrap", "docker"), default="bubblewrap")
+    parser.add_argument("--host", default="", help="The Docker engine, unix:///path/docker.sock")
+    parser.add_argument("--image", default="", help="The image that steps run in, by default a bare one")
     arguments = parser.parse_args()
-    rows = measure(arguments.runs)
+    rows = measure(arguments)
     for row in rows:
         print(*(f"{key}={value}" for key, value in row.items()))
     if arguments.json:
