@@ -19,6 +19,7 @@ _CLONE_NEWUSER = 0x10000000
 _OWN_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+_SYS_OPEN_TREE, _OPEN_TREE_CLONE = 428, 1
 _SYS_MOVE_MOUNT, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH = 429, -100, 4
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 22, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
@@ -53,8 +54,12 @@ def own_files(mounts: Sequence[tuple[int, str, bool]], tmp_bytes: int, shm_bytes
     ``mounts`` are detached mounts with their place below ``/step``, and whether it is a folder.
     """
     apart = _MS_NOSUID | _MS_NODEV
-    _mount("tmpfs", "/tmp", "tmpfs", apart, f"mode=1777,size={tmp_bytes}")
-    _mount("tmpfs", "/dev/shm", "tmpfs", apart, f"mode=1777,size={shm_bytes}")
+    for place, size_bytes in (("/tmp", tmp_bytes), ("/dev/shm", shm_bytes)):
+        below = [(_detached(point), point, Path(point).is_dir()) for point in _mounts_below(place)]
+        _mount("tmpfs", place, "tmpfs", apart, f"mode=1777,size={size_bytes}")
+        for descriptor, point, is_folder in below:  # an installation may lie there
+            _attach(descriptor, Path(point), is_folder)
+            os.close(descriptor)
     _mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     _mount("proc", "/proc", "proc", apart | _MS_NOEXEC)
     for name in _WRITABLE_PROC:
@@ -64,15 +69,34 @@ def own_files(mounts: Sequence[tuple[int, str, bool]], tmp_bytes: int, shm_bytes
             _mount(None, place, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | apart | _MS_NOEXEC)
     _mount("tmpfs", _STEP, "tmpfs", apart, "mode=0755")
     for descriptor, name, is_folder in mounts:
-        point = Path(_STEP, name)
-        (point if is_folder else point.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not is_folder:
-            point.touch(mode=0o644)
-        empty, at = ctypes.c_char_p(b""), os.fsencode(point)
-        call("syscall", _SYS_MOVE_MOUNT, descriptor, empty, _AT_FDCWD, ctypes.c_char_p(at), _MOVE_MOUNT_F_EMPTY_PATH)
+        _attach(descriptor, Path(_STEP, name), is_folder)
     _mount(None, _STEP, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | apart)
     # Process 1 has seen what a step must not reach. Last: it is this very process.
     _mount("tmpfs", "/proc/1", "tmpfs", apart | _MS_RDONLY, "mode=0555,size=4096")
+
+
+def _mounts_below(place: str) -> list[str]:
+    """Return where else something is mounted below ``place``, outer ones first."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = (line.split(" ")[4].encode().decode("unicode_escape") for line in lines)
+    return [point for point in points if point.startswith(f"{place}/")]
+
+
+def _detached(point: str) -> int:
+    """Return a descriptor of a copy of what is mounted at ``point``, with its flags."""
+    at = ctypes.c_char_p(os.fsencode(point))
+    descriptor: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, at, _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), f"open_tree: {os.strerror(ctypes.get_errno())} ({point})")
+    return descriptor
+
+
+def _attach(descriptor: int, point: Path, is_folder: bool) -> None:
+    (point if is_folder else point.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not is_folder:
+        point.touch(mode=0o644)
+    empty, at = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(point))
+    call("syscall", _SYS_MOVE_MOUNT, descriptor, empty, _AT_FDCWD, at, _MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def bounded(limits: Mapping[str, int]) -> None:

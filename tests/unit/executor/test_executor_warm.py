@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import textwrap
 import threading
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -312,6 +314,24 @@ def test_the_least_recently_used_parent_makes_room_and_idle_ones_end(sandbox, tm
     while psutil.pid_exists(second) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(second)
+
+
+def test_a_toolchain_below_tmp_is_there_in_the_steps(sandbox, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    [packages] = (tmp_path / "venv/lib").glob("python*/site-packages")
+    for name in ("annotated_types", "pydantic", "pydantic_core", "typing_inspection"):
+        shutil.copytree(Path(find_spec(name).origin).parent, packages / name)
+    shutil.copy(find_spec("typing_extensions").origin, packages)
+    (packages / "asked_for_late.py").write_text("HERE = 'here'")
+    (tmp_path / "work").mkdir()
+    body = (
+        "import os, asked_for_late; print(asked_for_late.HERE, os.listdir('/tmp'))\nopen(asked_for_late.__file__, 'w')"
+    )
+    command = Command((str(python), "-c", body), tmp_path / "work", python, Limits(), warm="bare")
+    ending = sandbox.execute(command)
+    assert tmp_path.is_relative_to("/tmp") and ending.warm is not None
+    assert f"here ['{tmp_path.parts[2]}']\n" in ending.log and "Read-only file system" in ending.log
 
 
 def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(sandbox, tmp_path):
