@@ -18,6 +18,7 @@ from executor.cgroup import _hierarchies
 from executor.docker_sandbox import DockerSandbox
 from executor.find import DockerOptions
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
+from executor.toolchain import installation
 from executor.warm_parent import WarmFailed
 from executor.warm_parents import WarmBounds
 from schemas.errors import SandboxUnavailable
@@ -50,6 +51,13 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def seen_in_tmp() -> list[str]:
+    """What a step sees in its empty /tmp: the way to an installation that lies below it, as in a checkout there."""
+    prefixes = installation(Path(sys.executable)).prefixes
+    return sorted({prefix.parts[2] for prefix in prefixes if prefix.is_relative_to("/tmp")})
 
 
 @dataclass

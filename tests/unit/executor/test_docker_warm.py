@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -82,7 +83,9 @@ print(json.dumps([os.uname().nodename, boot, names]))
 """
 
 
-def test_each_step_has_a_container_of_its_own_with_nothing_of_the_one_before(warm, tmp_path, docker_engine):
+def test_each_step_has_a_container_of_its_own_with_nothing_of_the_one_before(
+    warm, tmp_path, docker_engine, seen_in_tmp
+):
     client = docker.APIClient(docker_engine.host)
     seen, ids = [], []
     for number in range(3):
@@ -98,7 +101,8 @@ def test_each_step_has_a_container_of_its_own_with_nothing_of_the_one_before(war
         assert [path.name for path in (step.workspace / "out").iterdir()] == ["left"]
     client.close()
     assert len(set(ids)) == len(set(seen)) == 3
-    assert all('["/tmp", []], ["/dev/shm", []], ["/step/out", []]' in log for log in seen)
+    tmp = json.dumps(seen_in_tmp)
+    assert all(f'["/tmp", {tmp}], ["/dev/shm", []], ["/step/out", []]' in log for log in seen)
 
 
 def test_what_waits_has_imported_and_shut_itself_in_but_has_nothing_of_a_step(warm, tmp_path, docker_engine):
