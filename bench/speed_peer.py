@@ -100,7 +100,7 @@ def olive(model: Path, out: Path, samples: Path, name: str) -> None:
 
     def static() -> Path:
         data = _raw_images(samples, out / "raw")
-        quantize = {"type": "OnnxStaticQuantization", "data_config": "images", "activation_type": "uint8", **_INT8}
+        quantize = {"type": "OnnxStaticQuantization", "data_config": "calibration", "activation_type": "uint8", **_INT8}
         return workflow("static", {"conversion": conversion, "quantize": quantize}, [data])
 
     tried("fp32", lambda: workflow("fp32", {"conversion": conversion, "tidy": {"type": "OnnxPeepholeOptimizer"}}))
@@ -128,7 +128,7 @@ def _raw_images(samples: Path, folder: Path) -> dict[str, Any]:
     for number, row in enumerate(rows):
         row[None].tofile(folder / _IMAGES / f"{number:03d}.raw")
     given = {"data_dir": str(folder), "input_names": [_IMAGES], "input_shapes": [[1, *rows.shape[1:]]]}
-    return {"name": "images", "type": "RawDataContainer", "load_dataset_config": {"params": given}}
+    return {"name": "calibration", "type": "RawDataContainer", "load_dataset_config": {"params": given}}
 
 
 def _task(model: Path) -> str:
