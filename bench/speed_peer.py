@@ -86,7 +86,7 @@ def olive(model: Path, out: Path, samples: Path, name: str) -> None:
     if _has_images(samples):
         # Left to itself it fixes images at 64 x 64.
         source["io_config"] = {
-            "input_names": [_IMAGES], "input_shapes": [[1, 3, 224, 224]], "output_names": ["logits"],
+            "input_names": [_IMAGES], "input_shapes": [_image_shape(samples)], "output_names": ["logits"],
             "dynamic_axes": {_IMAGES: {"0": "batch"}, "logits": {"0": "batch"}},
         }  # fmt: skip
     conversion = {"type": "OnnxConversion", "target_opset": OPSET}
@@ -120,6 +120,12 @@ def _has_images(samples: Path) -> bool:
     return _IMAGES in np.load(samples).files
 
 
+def _image_shape(samples: Path) -> list[int]:
+    import numpy as np
+
+    return [1, *np.load(samples)[_IMAGES].shape[1:]]
+
+
 def _raw_images(samples: Path, folder: Path) -> dict[str, Any]:
     import numpy as np
 
@@ -127,7 +133,7 @@ def _raw_images(samples: Path, folder: Path) -> dict[str, Any]:
     (folder / _IMAGES).mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(rows):
         row[None].tofile(folder / _IMAGES / f"{number:03d}.raw")
-    given = {"data_dir": str(folder), "input_names": [_IMAGES], "input_shapes": [[1, *rows.shape[1:]]]}
+    given = {"data_dir": str(folder), "input_names": [_IMAGES], "input_shapes": [_image_shape(samples)]}
     return {"name": "calibration", "type": "RawDataContainer", "load_dataset_config": {"params": given}}
 
 
