@@ -355,12 +355,16 @@ def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(
     assert hurried().warm is not None
 
 
-def test_who_ends_waits_for_no_parent_to_be_ready(sandbox):
-    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=118))
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_ends_waits_for_no_parent_to_be_ready(sandbox, begun):
+    warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=118 + begun / 2))
     before = {process.pid for process in parents_of(os.getpid())}
     key = WarmKey("torch", Path(sys.executable), ())
     warm._warm.parents.prepare(key)
     future = warm._warm.parents._parents[key]
+    deadline = time.monotonic() + 20
+    while begun and warm._warm.parents._starting is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     warm._warm.parents.close()
     with pytest.raises(WarmFailed, match="nobody waits for it"):
         future.result(timeout=20)
