@@ -66,7 +66,7 @@ class WorkerFailed(ModelFailed):
 
 
 class WorkerDied(ModelFailed):
-    """A worker process ended; all of its contenders are lost."""
+    """A worker process ended. Who was asked is to blame; what else it held is loaded again in the next one."""
 
 
 class WorkerProcess:
@@ -85,6 +85,7 @@ class WorkerProcess:
         )
         workspace = str(context.workspace.resolve())
         self._write({"request": context.request.model_dump(mode="json"), "workspace": workspace})
+        self.holds: set[str] = set()
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to one order. Raises WorkerFailed with the contender's reason, WorkerDied at its end."""
@@ -115,11 +116,10 @@ class WorkerProcess:
 
     def _write(self, document: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        # One that has ended gives no answer either, and then there is a status to tell.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(document) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerDied("Its process ended before it could be asked anything.") from None
 
 
 class _Stable:
@@ -128,6 +128,7 @@ class _Stable:
     def __init__(self, context: StepContext, toolchains: dict[str, str]) -> None:
         self.context, self.toolchains = context, toolchains
         self.workers: dict[str, WorkerProcess] = {}
+        self.prepared: dict[str, list[dict[str, Any]]] = {}
         self.runtimes: dict[str, str] = {}
         self.versions: dict[str, dict[str, str]] = {}
         self.failures: dict[str, str] = {}
@@ -146,17 +147,25 @@ class _Stable:
         if contender in self.failures:
             return None
         toolchain = self.toolchains[contender]
+        order = {**order, "contender": contender}
         try:
-            if toolchain not in self.workers:
-                self.workers[toolchain] = WorkerProcess(self.context, toolchain)
-            return self.workers[toolchain].ask({**order, "contender": contender})
+            worker = self.workers.get(toolchain) or WorkerProcess(self.context, toolchain)
+            self.workers[toolchain] = worker
+            orders = self.prepared.setdefault(contender, [])
+            if contender not in worker.holds:
+                worker.holds.add(contender)
+                for before in orders:
+                    worker.ask(before)
+            answer = worker.ask(order)
+            if order["do"] != "turn":
+                orders.append(order)
+            return answer
         except WorkerFailed as error:
             self.failures[contender] = str(error.args[0])[:500]
         except WorkerDied as error:
-            for other, theirs in self.toolchains.items():
-                if theirs == toolchain and other not in self.failures:
-                    blame = "" if other == contender else f" It shared the process of {contender!r}."
-                    self.failures[other] = f"{error.args[0]}{blame}"[:500]
+            if ended := self.workers.pop(toolchain, None):
+                ended.close()
+            self.failures[contender] = str(error.args[0])[:500]
         return None
 
 

@@ -95,13 +95,14 @@ class OpenvinoRunner:
         if missing:
             raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.", hint=self._signature())
         try:
-            # The request holds the tensors, and each tensor its array.
-            for at, spec in enumerate(self.inputs):
-                request.set_input_tensor(at, _tensor(cast(feeds[spec.name], spec), spec))
+            tensors = [_tensor(cast(feeds[spec.name], spec), spec) for spec in self.inputs]
+            for at, tensor in enumerate(tensors):
+                request.set_input_tensor(at, tensor)
         except RAISED_BY_MODELS as error:
             raise self._refusal(error) from error
 
-        def call() -> object:
+        def call(held: object = tensors) -> object:
+            # A tensor holds its array, but the request holds neither: what ``held`` names has to outlive the call.
             try:
                 return request.infer(share_outputs=True)
             except RAISED_BY_MODELS as error:

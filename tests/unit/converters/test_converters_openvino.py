@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,38 @@ def test_bfloat16_tensors_are_fed_and_read(bench: Bench, tmp_path: Path) -> None
     write_report(reference, ReferenceReport(cases=(case,), outputs=(spec,), batching=proof))
     found = bench.parity(folder / "model", described(model), reference, Precision.FP32)
     assert found.passed, found.reason
+
+
+HOLDS_ITS_INPUTS = """
+import sys
+from pathlib import Path
+import numpy as np
+from converters.openvino_runner import OpenvinoRunner
+
+def bound(runner):
+    # Float64 is cast, and what is this large goes back to the kernel as soon as nobody holds it.
+    return runner.bind({"x": np.full((2, 3, 1024, 1024), 2.0)})
+
+call = bound(OpenvinoRunner(Path(sys.argv[1])))
+call()
+(outputs,) = dict(call()).values()
+assert (outputs == 4).all(), "the inputs that were bound are not the inputs that were given"
+"""
+
+
+def test_what_is_bound_for_timing_outlives_the_arrays_that_were_given(bench: Bench, tmp_path: Path) -> None:
+    shape = [BATCH_AXIS, 3, 1024, 1024]
+    model = graph([helper.make_node("Add", ["x", "x"], ["y"])], [value("x", shape)], [value("y", shape)])
+    report, folder = bench.step("onnx_openvino", described(model), model=saved(model, tmp_path))
+    assert isinstance(report, ConversionReport), report
+    done = subprocess.run(
+        [bench.tools.interpreter, "-P", "-s", "-c", HOLDS_ITS_INPUTS, folder / "model"],
+        env={**os.environ, "PYTHONPATH": str(Path(reference_step.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr or f"ended with {done.returncode}"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,24 @@ def test_a_contender_that_cannot_be_loaded_or_run_is_a_failure_and_the_others_ar
     assert "'z'" in report.failures["wrong"]
 
 
+@pytest.mark.parametrize("when", ["load", "bind", "turn"])
+def test_a_contender_whose_process_dies_takes_none_of_the_others_with_it(tell, write_onnx, monkeypatch, when):
+    story = begun(tell, square(write_onnx, 1))
+    ask = measure.WorkerProcess.ask
+
+    def ask_and_kill(worker, order):
+        if order["contender"] == "deadly" and order["do"] == when:
+            worker._process.kill()
+        return ask(worker, order)
+
+    monkeypatch.setattr(measure.WorkerProcess, "ask", ask_and_kill)
+    report = story.measure({"deadly": square(write_onnx, 1), "good": square(write_onnx, 2)}, **FAST)
+    assert set(report.failures) == {"deadly"}
+    assert "by signal 9 while it was asked to" in report.failures["deadly"]
+    rounds = {(m.contender, m.batch): len(m.rounds_ms) for m in report.measurements}
+    assert rounds == {("original", 1): 3, ("original", 8): 3, ("good", 1): 3, ("good", 8): 3}
+
+
 def test_rounds_stop_when_the_budget_is_spent_but_never_below_five(tell, write_onnx):
     report = begun(tell, square(write_onnx, 1)).measure({}, rounds=50, round_ms=5, budget_s=0.001, batch_sizes=(1,))
     assert len(report.measurements[0].rounds_ms) == 5
