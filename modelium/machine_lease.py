@@ -35,6 +35,8 @@ _COUNTER = range(0, 1)
 _PLACES = range(1, 1 + MOST_STEPS)
 _READY = range(1 + MOST_STEPS, 2 + MOST_STEPS)
 """Held by whoever prepared under a place, gave it back and now waits for all: nobody else takes a place meanwhile."""
+_GPU = range(2 + MOST_STEPS, 3 + MOST_STEPS)
+"""One for all GPUs: every step that needs one is given the first, and its memory is not in the budget."""
 _MEMORY = range(1 << 20, 1 << 30)
 _LINE = range(1 << 30, 1 << 40)
 
@@ -72,6 +74,7 @@ def hold(
     at_once: int = MOST_STEPS,
     memory_bytes: int = 0,
     budget_bytes: int = 0,
+    gpu: bool = False,
     should_stop: Ask = lambda: False,
 ) -> Iterator[Lease]:
     """Hold a place on the machine, or all of it, with memory. Raises Cancelled when ``should_stop`` says so.
@@ -81,13 +84,14 @@ def hold(
         memory_bytes: What the step is expected to need. More than the budget is given the whole budget, and so runs
             with no other step beside it: an estimate is no reason to refuse what might fit.
         budget_bytes: What all steps together may reserve; 0: :func:`machine_budget_bytes`.
+        gpu: The step uses a GPU, which no two do at once.
     """
     began = time.monotonic()
     budget = (budget_bytes or machine_budget_bytes()) // UNIT_BYTES
     wanted = min(-(-memory_bytes // UNIT_BYTES), budget)
     with ByteLocks(runtime_root() / "machine.ledger") as locks:
         ticket = _stand_in_line(locks, should_stop)
-        _until(lambda: _take(locks, exclusive, at_once, wanted, budget), should_stop)
+        _until(lambda: _take(locks, exclusive, at_once, wanted, budget, gpu), should_stop)
         locks.give(ticket)
         yield Lease(time.monotonic() - began, wanted * UNIT_BYTES, locks)
 
@@ -127,11 +131,12 @@ def _stand_in_line(locks: ByteLocks, should_stop: Ask) -> range:
     return ticket
 
 
-def _take(locks: ByteLocks, exclusive: bool, at_once: int, wanted: int, budget: int) -> bool:
+def _take(locks: ByteLocks, exclusive: bool, at_once: int, wanted: int, budget: int, gpu: bool) -> bool:
     if not _take_places(locks, exclusive, at_once):
         return False
-    if not _take_memory(locks, wanted, budget):
-        locks.give(_PLACES)  # the memory may be that of a measurement, which waits for this very place
+    if (gpu and not locks.take(_GPU)) or not _take_memory(locks, wanted, budget):
+        for held in (_PLACES, _GPU):  # they may be what a measurement waits for, and it what is missing here
+            locks.give(held)
         return False
     return True
 

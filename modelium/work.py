@@ -105,7 +105,8 @@ class Work:
         self.check()
         context, job, settings = self.context, self.claim.job, self.context.settings
         typed = catalog.parse_options(kind, dict(options or {}))
-        machine = machine or step_cache.gpu_of(kind, typed, descriptor.format if descriptor is not None else None)
+        gpu = step_cache.gpu_of(kind, typed, descriptor.format if descriptor is not None else None)
+        machine = machine or gpu
         budget = settings.memory_bytes or machine_lease.machine_budget_bytes()
         bounds = limits or settings.limits()
         bounds = bounds.model_copy(update={"memory_bytes": min(bounds.memory_bytes, budget)})
@@ -162,6 +163,7 @@ class Work:
                 at_once=settings.workers,
                 memory_bytes=min(needed, bounds.memory_bytes),
                 budget_bytes=budget,
+                gpu=bool(gpu),
                 should_stop=self.stopping.is_set,
             ) as lease:
                 self.check()

@@ -289,6 +289,37 @@ def test_who_waits_for_the_machine_has_no_place_keeps_its_memory_and_lets_nobody
     thread.join(timeout=20)
 
 
+def test_steps_with_a_gpu_take_turns_and_hold_up_nobody_who_needs_none() -> None:
+    with hold(exclusive=False, gpu=True):
+        asked = time.monotonic()
+        with (
+            pytest.raises(Cancelled),
+            hold(exclusive=False, gpu=True, should_stop=lambda: time.monotonic() > asked + 0.1),
+        ):
+            pass
+        with hold(exclusive=False) as lease:
+            assert lease.waited_s < 1
+    with hold(exclusive=False, gpu=True) as lease:
+        assert lease.waited_s < 1
+
+
+def test_a_measurement_on_the_gpu_gets_the_machine_while_another_step_waits_for_the_gpu() -> None:
+    got: list[str] = []
+
+    def build() -> None:
+        with hold(exclusive=False, gpu=True):
+            got.append("built")
+
+    with hold(exclusive=False, gpu=True) as lease:
+        waiting = in_thread(build)
+        time.sleep(0.1)  # it is first in line by now
+        deadline = time.monotonic() + 20
+        lease.take_machine(lambda: time.monotonic() > deadline)
+        got.append("measured")
+    waiting.join(timeout=20)
+    assert got == ["measured", "built"]
+
+
 def test_work_in_the_background_takes_no_step_its_place_and_lets_nobody_have_the_machine_alone() -> None:
     with hold(exclusive=False, at_once=2) as lease:
         with spare_place() as one, spare_place() as another, hold(exclusive=False, at_once=2):
