@@ -48,10 +48,11 @@ def convert(context: StepContext) -> StepOutcome:
     transformer = options.model_type == "transformer" or (options.model_type == "auto" and is_transformer(model))
     context.progress(0.1, f"Calibrating on {len(found.feeds)} inputs")
 
-    def quantised(ignored: Collection[str]) -> openvino.Model:
-        return quantize(model, options, found, transformer, (*options.ignored, *ignored))
+    def quantised(ignored: Collection[str], widest: bool) -> openvino.Model:
+        return quantize(model, options, found, transformer, (*options.ignored, *ignored), widest=widest)
 
-    result = quantised(())
+    widest = options.ranges == "widest"
+    result = quantised((), widest)
     done = quantised_names(result)
     if not done:
         raise ConversionFailed("The quantiser left every operator of the model in float.")
@@ -59,10 +60,18 @@ def convert(context: StepContext) -> StepOutcome:
         f"{len(done)} operators compute in int8{', outliers smoothed into the weights' * transformer}.",
         found.note(),
     ]
-    result, told = Search(context, model, quantised).run(result, done)
+    search = Search(context, model)
+    trial = search.judged(result)
+    if trial.missed and options.ranges == "auto" and options.search_trials > 1 and not transformer:
+        context.progress(0.2, "calibrating with the widest ranges")
+        other = search.judged(quantised((), True))
+        if not other.missed or other.error < trial.error:
+            notes.append(f"Activations are bounded by their extremes; with the mean of the inputs': {trial.missed}")
+            trial, widest = other, True
+    trial, told = search.run(trial, done, lambda ignored: quantised(ignored, widest))
     notes += told
     cases = [case.feeds for case in reference_cases(context)]
-    return openvino_file.finish(context, result, cases, notes)
+    return openvino_file.finish(context, trial.model, cases, notes)
 
 
 def quantize(
@@ -71,10 +80,17 @@ def quantize(
     found: Calibration,
     transformer: bool,
     ignored: Collection[str],
+    *,
+    widest: bool,
 ) -> openvino.Model:
-    """Return ``model`` quantised; it stays as it is. Raises ConversionFailed with the quantiser's reason."""
+    """Return ``model`` quantised; it stays as it is. Raises ConversionFailed with the quantiser's reason.
+
+    ``widest``: no value of an activation that was seen is cut off. Else the quantiser's own choice, the mean of the
+    inputs' extremes.
+    """
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
     # Symmetric ranges are a little faster, and ruin the activations of GELU and softmax, which lie on one side of zero.
     mixed = transformer or options.preset == "mixed"
@@ -89,7 +105,10 @@ def quantize(
                 fast_bias_correction=options.fast_bias_correction,
                 ignored_scope=nncf.IgnoredScope(names=list(dict.fromkeys(ignored))) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(
-                    smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=options.smooth_quant_alpha)
+                    activations_range_estimator_params=(
+                        RangeEstimatorParametersSet.MINMAX if widest else RangeEstimatorParameters()
+                    ),
+                    smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=options.smooth_quant_alpha),
                 ),
             )
     except (*RAISED_BY_MODELS, nncf.errors.ValidationError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,53 +36,60 @@ _NAMED = 8
 Quantised = Callable[[Collection[str]], "openvino.Model"]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A quantised model, why it misses the tolerance (empty when it does not), and how far it is from the original."""
+
+    model: openvino.Model
+    missed: str
+    error: float
+
+
 class Search:
     """Leaves operators of one model in float, the costliest first, until the tolerance of int8 holds."""
 
-    def __init__(self, context: StepContext, model: openvino.Model, quantised: Quantised) -> None:
-        """``quantised`` quantises ``model`` but for the operators it is given by name."""
-        self._context, self._model, self._quantised = context, model, quantised
+    def __init__(self, context: StepContext, model: openvino.Model) -> None:
+        self._context, self._model = context, model
         self._reference = Reference.open(context.input("reference"))
         self._tolerance = (context.request.target or TargetProfile()).tolerance(Precision.INT8)
 
-    def run(self, model: openvino.Model, names: Sequence[str]) -> tuple[openvino.Model, list[str]]:
-        """Return the model to give, and notes that name the operators that stayed in float.
+    def run(self, first: Trial, names: Sequence[str], quantised: Quantised) -> tuple[Trial, list[str]]:
+        """Return the trial to give, and notes that name the operators that stayed in float.
 
-        ``model`` is quantised in ``names``. Trials and time are bounded by the step's options. Where the tolerance is
-        out of reach the model that came nearest is returned; parity says what it misses.
+        ``first`` is quantised in ``names``, and ``quantised`` does it again but for those it is given. Trials and time
+        are bounded by the step's options. Where the tolerance is out of reach the one that came nearest is returned;
+        parity says what it misses.
         """
         options: OpenvinoInt8Options = self._context.options
-        missed, error = self._judge(model)
-        if not missed:
-            return model, []
-        notes = [f"With all of them in int8: {missed}"]
+        if not first.missed:
+            return first, []
+        notes = [f"With all of them in int8: {first.missed}"]
         if options.search_trials < 2 or not options.search_budget_s:
-            return model, [*notes, "A search for operators to leave in float was not asked for."]
+            return first, [*notes, "A search for operators to leave in float was not asked for."]
         deadline = time.monotonic() + options.search_budget_s
-        ranked = self._rank(model, names, deadline)
+        ranked = self._rank(first.model, names, deadline)
         most = max(1, int(len(names) * _MOST_EXCLUDED))
         # Building anew takes as long as the first time; a copy that computes in float where it may tells as much.
-        missed, _ = self._judge(in_float(model, self._model, ranked[:most]))
+        missed = self.judged(in_float(first.model, self._model, ranked[:most])).missed
         if missed:
-            return model, [*notes, f"With {most} of {len(names)} in float too, so that none was built: {missed}"]
-        best, kept, least, count = model, ranked[:0], error, 1
+            return first, [*notes, f"With {most} of {len(names)} in float too, so that none was built: {missed}"]
+        best, kept, count = first, ranked[:0], 1
         # The first build counts as a trial; at least one more is made however long the ranking took.
-        for trial in range(1, options.search_trials):
-            if count > min(most, len(ranked)) or (trial > 1 and time.monotonic() > deadline):
+        for number in range(1, options.search_trials):
+            if count > min(most, len(ranked)) or (number > 1 and time.monotonic() > deadline):
                 break
-            self._context.progress(0.6 + 0.2 * trial / options.search_trials, f"leaving {count} operators in float")
-            tried = self._quantised(ranked[:count])
-            missed, error = self._judge(tried)
-            if error < least or not missed:
-                best, kept, least = tried, ranked[:count], error
-            if not missed:
+            self._context.progress(0.6 + 0.2 * number / options.search_trials, f"leaving {count} operators in float")
+            last = self.judged(quantised(ranked[:count]))
+            if last.error < best.error or not last.missed:
+                best, kept = last, ranked[:count]
+            if not last.missed:
                 break
             count *= 2
         rest = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
         if kept:
             notes.append(f"Stay in float, as they cost the most accuracy: {', '.join(kept[:_NAMED])}{rest}.")
-        if missed:
-            notes.append(f"The tolerance was not reached with {len(kept)} of {len(names)} in float: {missed}")
+        if best.missed:
+            notes.append(f"The tolerance was not reached with {len(kept)} of {len(names)} in float: {best.missed}")
         return best, notes
 
     def _rank(self, model: openvino.Model, names: Sequence[str], deadline: float) -> list[str]:
@@ -102,8 +110,8 @@ class Search:
         worst = min(gains.values(), default=0.0)
         return sorted(names, key=lambda name: -gains.get(name, worst))
 
-    def _judge(self, model: openvino.Model) -> tuple[str, float]:
-        """Return why ``model`` misses the tolerance, empty when it does not, and its error; as parity would judge."""
+    def judged(self, model: openvino.Model) -> Trial:
+        """Return what parity would find of ``model``."""
         descriptor = descriptor_of(self._context)
         runner = OpenvinoRunner.of(model, threads=self._context.request.threads)
         report = self._reference.report
@@ -120,7 +128,7 @@ class Search:
                 found.setdefault(name, []).append((case.id, case.source in REAL, difference))
             distance += _distance(expected, given)
         whys = [gather(name, differences, self._tolerance, lossy=True)[1] for name, differences in found.items()]
-        return next((why for why in whys if why), ""), distance
+        return Trial(model, next((why for why in whys if why), ""), distance)
 
     def _error(self, model: openvino.Model, rows: Sequence[tuple[Arrays, Arrays]]) -> float:
         """Return the mean squared error over the original's mean square, summed over ``rows`` and outputs."""

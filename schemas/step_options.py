@@ -197,6 +197,11 @@ class OpenvinoInt8Options(QuantizationSearchOptions):
     smooth_quant_alpha: float = Field(
         default=0.8, ge=-1, le=1, description="Share of activations' outliers that moves into the weights; -1 is off"
     )
+    ranges: Literal["auto", "mean", "widest"] = Field(
+        default="auto",
+        description="What bounds an activation: the mean of the inputs' extremes, or the widest; auto tries those "
+        "where the mean misses the tolerance, but for transformers, whose outliers they would keep",
+    )
     fast_bias_correction: bool = True
     subset_size: int = Field(default=128, ge=1, le=1000, description="Inputs that activations are calibrated on")
     ignored: tuple[str, ...] = Field(default=(), max_length=200, description="Operators by name that stay in float")
