@@ -26,6 +26,7 @@ from executor.warm_protocol import (
     FIRST_GROUP,
     GO,
     HERE,
+    IDLE,
     LOG,
     MOST_DESCRIPTORS,
     PROGRESS,
@@ -68,7 +69,9 @@ def _serve(channel: socket.socket, system_calls: bytes, waiting: Iterator[Callab
         while more and not select.select([channel], [], [], 0)[0]:
             load = next(waiting, None)
             more = load is not None
-            if load is not None:
+            if load is None:
+                channel.send(IDLE)
+            else:
                 load()
                 _freeze()
         message, ancillary, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)

@@ -18,7 +18,7 @@ from executor.cgroup import Cgroup
 from executor.cold_start import ColdStart, adopting
 from executor.pipes import READ_BYTES, Pipes
 from executor.processes import anonymous_bytes, cpu_s, descendants, is_ready, send
-from executor.warm_protocol import FIRST_GROUP, GO, HERE, MOST_DESCRIPTORS, READY
+from executor.warm_protocol import FIRST_GROUP, GO, HERE, IDLE, MOST_DESCRIPTORS, READY
 
 _START_S = 90
 _ANSWER_S = 30
@@ -47,6 +47,8 @@ class WarmParent:
         self.last_used = time.monotonic()
         self._given_up = os.eventfd(0)
         self._pid, self._interpreter = 0, -1  # of the process that forks, and a descriptor of it
+        self._idle, self._why = False, ""
+        self._hearing = threading.Lock()
         self._lock = threading.Lock()
         """Holds while the descriptor is used: its number may be another process's as soon as it is closed."""
         with theirs:
@@ -85,6 +87,12 @@ class WarmParent:
     def alive(self) -> bool:
         """Whether it can still be asked."""
         return not is_ready(self._process.ended, 0)
+
+    @property
+    def imports(self) -> bool:
+        """Whether it has not imported all that it will while it waits."""
+        self._hear()
+        return not self._idle and self.alive
 
     def memory_bytes(self) -> int:
         """Return the memory that it holds for itself; code in files is shared with whoever else runs it."""
@@ -165,10 +173,15 @@ class WarmParent:
         """Return why there is no child: what it said, or what the parent said, which then is so for good."""
         if reason := _reason(message):
             return WarmFailed(reason)
-        with contextlib.suppress(OSError):
-            if is_ready(self._control.fileno(), _ASK_EVERY_S) and (reason := _reason(_receive(self._control)[0])):
-                return WarmFailed(reason, lasting=True)
-        return WarmFailed("its child ended at once")
+        self._hear()
+        return WarmFailed(self._why, lasting=True) if self._why else WarmFailed("its child ended at once")
+
+    def _hear(self) -> None:
+        """Take what the parent has said of itself since it was ready: that it is idle, or why it ends."""
+        with self._hearing, contextlib.suppress(OSError, ValueError):  # it may be closed
+            while is_ready(self._control.fileno(), 0) and (message := _receive(self._control)[0]):
+                self._idle = self._idle or message == IDLE
+                self._why = self._why or _reason(message)
 
     def end(self) -> None:
         """End it, with every step that it has forked; return when nothing of it is left."""

@@ -22,6 +22,8 @@ from schemas.errors import ModeliumError
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 2.0
 _ASK_EVERY_S = 0.25
+_REST_EVERY_S, _REST_LOOK_S = 0.1, 0.02
+"""How often a rest is asked for, and how long parents import beside a step that another process starts in it."""
 _CLOSE_S = 10
 
 
@@ -30,17 +32,24 @@ def anywhere() -> AbstractContextManager[bool]:
     return contextlib.nullcontext(True)
 
 
+def always() -> AbstractContextManager[Callable[[], bool]]:
+    """Return a rest where nobody knows whether the machine has one."""
+    return contextlib.nullcontext(lambda: True)
+
+
 @dataclass(frozen=True)
 class WarmBounds:
     """How much warm parents, or waiting containers, may take in each process that runs steps.
 
-    What is imported before it is needed is imported under a ``place`` of the machine, when that gives one.
+    What is imported before it is needed is imported under a ``place`` of the machine, when that gives one; where it can
+    be stopped in the middle, under a ``rest`` of the machine, as long as what that gives says so.
     """
 
     parents: int = 3
     memory_bytes: int = 1 << 30
     idle_s: float = 120
     place: Callable[[], AbstractContextManager[bool]] = anywhere
+    rest: Callable[[], AbstractContextManager[Callable[[], bool]]] = always
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class WarmParents:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Let them go on with their imports while a step of this process runs, and only then: it has the leave to."""
+        """Let them go on with their imports while a step of this process runs: it has the leave to."""
         if self._owner != os.getpid():
             self._after_fork()
         self._count(1)
@@ -100,9 +109,10 @@ class WarmParents:
         with self._lock:
             before, self._awake = self._awake, self._awake + more
             if not (before and self._awake):
-                for future in self._parents.values():
-                    if _is_ready(future):
-                        (future.result().resume if self._awake else future.result().pause)()
+                for parent in self._ready():
+                    (parent.resume if self._awake else parent.pause)()
+            if not self._awake and self._thread is not None:
+                self._work.put(self._tidy)
 
     @contextlib.contextmanager
     def borrowed(self, key: WarmKey, should_stop: Callable[[], bool] | None = None) -> Iterator[WarmParent]:
@@ -124,7 +134,6 @@ class WarmParents:
         finally:
             with self._lock:
                 self._users[key] -= 1
-            self._work.put(self._tidy)
 
     def close(self) -> None:
         """End all of them."""
@@ -172,12 +181,42 @@ class WarmParents:
         ]
         return [key for _, key in sorted(found, key=lambda item: item[0])]
 
+    def _ready(self) -> list[WarmParent]:
+        return [future.result() for future in self._parents.values() if _is_ready(future)]
+
     def _keep(self) -> None:
         while True:
+            with self._lock:
+                is_done = not any(parent.imports for parent in self._ready())
+            work = self._next(_LOOK_EVERY_S) if is_done else self._rest()
+            (work or self._tidy)()
+
+    def _next(self, patience_s: float) -> Callable[[], None] | None:
+        with contextlib.suppress(queue.Empty):
+            return self._work.get(timeout=patience_s)
+        return None
+
+    def _rest(self) -> Callable[[], None] | None:
+        """Let parents end their imports while nobody has or wants the machine; return what there is to do, if any."""
+        with contextlib.suppress(OSError, ModeliumError), self._bounds.rest() as is_free:
             try:
-                self._work.get(timeout=_LOOK_EVERY_S)()
-            except queue.Empty:
-                self._tidy()
+                while is_free() and self._go_on():
+                    if work := self._next(_REST_LOOK_S):
+                        return work
+                    self._tidy()
+            finally:  # before the place is given back
+                with self._lock:
+                    for parent in self._ready() if not self._awake else ():
+                        parent.pause()
+        return self._next(_REST_EVERY_S)
+
+    def _go_on(self) -> bool:
+        """Resume what still imports; False when nothing does, or a step of this process lets it."""
+        with self._lock:
+            importing = [parent for parent in self._ready() if parent.imports] if not self._awake else []
+            for parent in importing:
+                parent.resume()
+            return bool(importing)
 
     def _replace(self, key: WarmKey, old: Future[WarmParent] | None, fresh: Future[WarmParent]) -> None:
         if old is not None and old.done() and not old.exception():

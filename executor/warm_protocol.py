@@ -15,7 +15,7 @@ HERE, GO, READY = b"here", b"go", b"ready"
 """A child is in its control groups; the host knows it; it (or the parent) is set up."""
 
 IDLE, BEGUN = b"idle\n", b"begun\n"
-"""What waits in a container has imported all; it has read what to run. Written to its progress, before the step's."""
+"""What waits has imported all; it has read what to run. A container writes them to its progress, before the step's."""
 
 FORKABLE = frozenset({"onnx", "torch", "sklearn", "boosting", "openvino", "tensorflow", "tensorrt_rtx"})
 """Toolchains whose libraries were seen to work in a fork of the process that imported them."""

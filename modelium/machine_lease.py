@@ -107,6 +107,17 @@ def spare_place() -> Iterator[bool]:
         yield bool(locks.free(_READY)) and any(map(locks.take, last))
 
 
+@contextmanager
+def rest() -> Iterator[Ask]:
+    """Hold a place while nobody else has or wants one; the block asks whether that is so still, and ends when not.
+
+    It is always the same place, so that of two processes one rests; no step waits for it, as in :func:`spare_place`.
+    """
+    with ByteLocks(runtime_root() / "machine.ledger") as locks:
+        taken = locks.take(_PLACES[-1:])
+        yield lambda: taken and all(locks.free(part) == [part] for part in (_PLACES, _READY, _LINE))
+
+
 def machine_budget_bytes() -> int:
     """Return the memory that steps may reserve together: this machine's, or this container's, less an eighth."""
     total = min([psutil.virtual_memory().total, *_container_limits()])

@@ -234,9 +234,9 @@ class Settings(BaseSettings):
     def warm(self) -> WarmBounds:
         """Return how much the imported toolchains of one process may take."""
         from executor.warm_parents import WarmBounds
-        from modelium.machine_lease import spare_place
+        from modelium.machine_lease import rest, spare_place
 
-        return WarmBounds(self.warm_parents, self.warm_memory_bytes, self.warm_idle_s, spare_place)
+        return WarmBounds(self.warm_parents, self.warm_memory_bytes, self.warm_idle_s, spare_place, rest)
 
     def interpreter(self, toolchain: str) -> Path:
         """Return the interpreter of ``toolchain``."""

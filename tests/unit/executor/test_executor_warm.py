@@ -371,7 +371,7 @@ def test_who_ends_waits_for_no_parent_to_be_ready(sandbox, begun):
     assert not [process for process in parents_of(os.getpid()) if process.pid not in before]
 
 
-def test_parents_import_only_while_a_step_runs(sandbox, tmp_path):
+def test_parents_are_stopped_while_no_step_runs_and_they_have_imported_all(sandbox, tmp_path):
     warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=119))
     before = {process.pid for process in parents_of(os.getpid())}
     (tmp_path / "work").mkdir()
