@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from modelium import machine_lease
 from modelium.byte_locks import ByteLocks
-from modelium.machine_lease import UNIT_BYTES, hold, spare_place
+from modelium.machine_lease import UNIT_BYTES, hold, rest, spare_place
 from schemas.errors import Cancelled
 
 
@@ -348,6 +348,41 @@ def test_no_work_in_the_background_begins_while_somebody_waits_for_the_machine()
                     pass
         thread.join(timeout=20)
         assert not thread.is_alive()
+
+
+def test_the_machine_is_at_rest_only_while_nobody_else_has_or_wants_a_place_of_it() -> None:
+    resting = rest()
+    is_free = resting.__enter__()
+    assert is_free()
+    with rest() as another:
+        assert not another() and is_free()
+    with hold(exclusive=False, at_once=1) as lease:
+        assert not is_free()
+        thread = in_thread(lease.take_machine)
+        time.sleep(0.2)  # it has given its place back by now, and waits for this one
+        assert not is_free() and thread.is_alive()
+        with rest() as another:
+            assert not another()
+        resting.__exit__(None, None, None)
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+    with spare_place(), rest() as is_free:
+        assert not is_free()
+
+
+def test_who_stands_in_line_for_the_whole_machine_ends_its_rest() -> None:
+    def take_all() -> None:
+        with hold(exclusive=True):
+            pass
+
+    with rest() as is_free:
+        thread = in_thread(take_all)
+        wait_until(lambda: not is_free())
+        assert thread.is_alive()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    with rest() as is_free:
+        assert is_free()
 
 
 def test_who_is_cancelled_while_it_waits_for_the_machine_holds_nobody_up() -> None:
