@@ -74,6 +74,20 @@ def watch(incoming: Path, arrivals: Arrivals) -> Iterator[Callable[..., FolderSo
 
 
 @pytest.fixture
+def folder_of() -> Callable[..., Path]:
+    """Make a folder of files by their names; ``__`` stands for a slash."""
+
+    def make(root: Path, **files: bytes) -> Path:
+        for name, content in files.items():
+            place = root / name.replace("__", "/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        return root
+
+    return make
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 

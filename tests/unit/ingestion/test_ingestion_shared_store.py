@@ -26,14 +26,7 @@ from schemas.errors import CorruptObject, NotFound, StoreUnavailable
 
 pytestmark = pytest.mark.s3
 Machine = Callable[..., Store]
-
-
-def folder_of(root: Path, **files: bytes) -> Path:
-    for name, content in files.items():
-        place = root / name.replace("__", "/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    return root
+FolderOf = Callable[..., Path]
 
 
 def file_of(path: Path, content: bytes) -> Path:
@@ -50,7 +43,9 @@ def files_here(store: Store) -> list[Path]:
     return [p for p in store.root.rglob("*") if p.is_file() and p.parent.name != "fetching" and p.name != "lock"]
 
 
-def test_what_one_machine_puts_comes_out_of_another_that_has_nothing(machine: Machine, tmp_path: Path) -> None:
+def test_what_one_machine_puts_comes_out_of_another_that_has_nothing(
+    machine: Machine, tmp_path: Path, folder_of: FolderOf
+) -> None:
     here, there = machine("here"), machine("there")
     file = here.put(file_of(tmp_path / "m.pt", b"weights"))
     folder = here.put(folder_of(tmp_path / "m", config=b"{}", sub__weights=b"weights", empty=b""))
@@ -73,7 +68,7 @@ def test_what_is_in_the_bucket_is_not_uploaded_again(machine: Machine, cloud: An
 
 
 def test_a_deleted_artifact_is_gone_for_all_and_its_bytes_with_the_next_sweep(
-    machine: Machine, cloud: Any, tmp_path: Path
+    machine: Machine, cloud: Any, tmp_path: Path, folder_of: FolderOf
 ) -> None:
     here, there = machine("here"), machine("there", grace_s=0.0)
     file = here.put(file_of(tmp_path / "m.pt", b"shared"))
@@ -99,7 +94,7 @@ def test_a_sweep_keeps_what_was_written_lately(machine: Machine, cloud: Any, tmp
 
 
 def test_what_is_about_to_be_relied_on_is_young_again_before_a_collector_may_take_it(
-    machine: Machine, cloud: Any, tmp_path: Path
+    machine: Machine, cloud: Any, tmp_path: Path, folder_of: FolderOf
 ) -> None:
     here, there = machine("here", grace_s=3.0), machine("there", grace_s=3.0)
     reused = here.put(file_of(tmp_path / "reused", b"reused")).sha256
@@ -117,7 +112,7 @@ def test_what_is_about_to_be_relied_on_is_young_again_before_a_collector_may_tak
 
 @pytest.mark.parametrize("tampered", [b"wEights", b"weights and more", b""])
 def test_other_bytes_than_the_name_says_are_refused_and_never_land(
-    machine: Machine, cloud: Any, tmp_path: Path, tampered: bytes
+    machine: Machine, cloud: Any, tmp_path: Path, tampered: bytes, folder_of: FolderOf
 ) -> None:
     sha256 = machine("here").put(folder_of(tmp_path / "m", config=b"{}", weights=b"weights")).sha256
     cloud.write(blob_key(b"weights"), tampered)
@@ -170,7 +165,9 @@ def test_a_manifest_that_is_not_what_its_name_says_is_refused(machine: Machine, 
     assert files_here(store) == []
 
 
-def test_an_upload_that_is_killed_half_way_is_no_artifact(machine: Machine, cloud: Any, tmp_path: Path) -> None:
+def test_an_upload_that_is_killed_half_way_is_no_artifact(
+    machine: Machine, cloud: Any, tmp_path: Path, folder_of: FolderOf
+) -> None:
     folder = folder_of(tmp_path / "m", config=b"{}")
     with (folder / "big").open("wb") as big:
         big.truncate(120 << 20)
@@ -244,7 +241,7 @@ def test_without_the_library_the_error_says_how_to_install_it() -> None:
     assert "pip install 'modelium[s3]'" in done.stderr
 
 
-def test_what_is_evicted_here_is_fetched_again(machine: Machine, tmp_path: Path) -> None:
+def test_what_is_evicted_here_is_fetched_again(machine: Machine, tmp_path: Path, folder_of: FolderOf) -> None:
     store = machine("here")
     sha256 = store.put(folder_of(tmp_path / "m", a=b"123")).sha256
     assert store.evict(sha256) == 3 and store.size_bytes() == 0 and store.has(sha256)
@@ -258,7 +255,7 @@ def test_what_the_bucket_lacks_is_not_evicted(machine: Machine, tmp_path: Path) 
 
 
 def test_a_text_that_spells_a_manifest_does_not_displace_its_folder_on_another_machine(
-    machine: Machine, tmp_path: Path
+    machine: Machine, tmp_path: Path, folder_of: FolderOf
 ) -> None:
     text = file_of(tmp_path / "text", f"{hashlib.sha256(b'{}').hexdigest()}  config\n".encode())
     folder = folder_of(tmp_path / "m", config=b"{}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,7 @@ from ingestion.store import Store
 from schemas.artifact import ArtifactKind
 from schemas.errors import LimitExceeded, ModelFailed, ModeliumError, NeedsInput, NotFound, StillChanging
 
-
-def _folder(root: Path, **files: bytes) -> Path:
-    for name, content in files.items():
-        place = root / name.replace("__", "/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    return root
+FolderOf = Callable[..., Path]
 
 
 def test_a_file_is_stored_under_its_sha256_and_can_be_read_by_anybody(store: Store, tmp_path: Path) -> None:
@@ -38,8 +33,8 @@ def test_a_file_is_stored_under_its_sha256_and_can_be_read_by_anybody(store: Sto
     assert oct(stored.parent.stat().st_mode & 0o777) == "0o755"
 
 
-def test_a_folder_is_named_as_sha256sum_would_name_its_files(store: Store, tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "m", config=b"{}", sub__weights=b"w")
+def test_a_folder_is_named_as_sha256sum_would_name_its_files(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
+    folder = folder_of(tmp_path / "m", config=b"{}", sub__weights=b"w")
     artifact = store.put(folder)
     lines = subprocess.run(
         ["sha256sum", "config", "sub/weights"], cwd=folder, capture_output=True, check=True, text=True
@@ -51,17 +46,17 @@ def test_a_folder_is_named_as_sha256sum_would_name_its_files(store: Store, tmp_p
     assert store.artifact(artifact.sha256) == artifact
 
 
-def test_the_same_content_is_stored_once(store: Store, tmp_path: Path) -> None:
+def test_the_same_content_is_stored_once(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
     (tmp_path / "a").write_bytes(b"same" * 1000)
-    _folder(tmp_path / "m", x=b"same" * 1000, y=b"same" * 1000)
+    folder_of(tmp_path / "m", x=b"same" * 1000, y=b"same" * 1000)
     first, again, folder = store.put(tmp_path / "a"), store.put(tmp_path / "a"), store.put(tmp_path / "m")
     assert first == again
     assert store.size_bytes() == 4000
     assert {a.sha256 for a in store.all()} == {first.sha256, folder.sha256}
 
 
-def test_what_is_taken_is_not_copied(store: Store, tmp_path: Path) -> None:
-    made = _folder(tmp_path / "m", a=b"weights", b=b"weights", sub__c=b"others")
+def test_what_is_taken_is_not_copied(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
+    made = folder_of(tmp_path / "m", a=b"weights", b=b"weights", sub__c=b"others")
     inodes = {(made / "a").stat().st_ino, (made / "b").stat().st_ino, (made / "sub" / "c").stat().st_ino}
     tree = store.path(store.put(made, take=True).sha256)
     assert {(tree / name).stat().st_ino for name in ("a", "b", "sub/c")} < inodes
@@ -77,9 +72,9 @@ def test_what_has_another_name_is_copied_though_it_may_be_taken(store: Store, tm
     assert stored.read_bytes() == b"weights"
 
 
-def test_deleting_frees_only_what_no_other_artifact_holds(store: Store, tmp_path: Path) -> None:
+def test_deleting_frees_only_what_no_other_artifact_holds(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
     (tmp_path / "a").write_bytes(b"shared")
-    _folder(tmp_path / "m", x=b"shared", y=b"own")
+    folder_of(tmp_path / "m", x=b"shared", y=b"own")
     file, folder = store.put(tmp_path / "a"), store.put(tmp_path / "m")
     assert store.delete(folder.sha256) == 3
     assert store.path(file.sha256).read_bytes() == b"shared"
@@ -108,10 +103,10 @@ def test_a_large_file_costs_no_memory(store: Store, tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_links_are_refused(store: Store, tmp_path: Path) -> None:
+def test_links_are_refused(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"s")
-    folder = _folder(tmp_path / "m", config=b"{}")
+    folder = folder_of(tmp_path / "m", config=b"{}")
     (folder / "weights").symlink_to(secret)
     with pytest.raises(ModelFailed, match=r"is a link to .*cp -rL"):
         store.put(folder)
@@ -121,8 +116,8 @@ def test_links_are_refused(store: Store, tmp_path: Path) -> None:
     assert list(store.all()) == []
 
 
-def test_a_link_on_the_way_is_refused(store: Store, tmp_path: Path) -> None:
-    _folder(tmp_path / "outside", model=b"x")
+def test_a_link_on_the_way_is_refused(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
+    folder_of(tmp_path / "outside", model=b"x")
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     (incoming / "team").symlink_to(tmp_path / "outside")
@@ -130,17 +125,19 @@ def test_a_link_on_the_way_is_refused(store: Store, tmp_path: Path) -> None:
         store.put(incoming / "team" / "model", below=incoming)
 
 
-def _hf_cache(root: Path) -> Path:
+def _hf_cache(folder_of: FolderOf, root: Path) -> Path:
     blob = "a" * 64
     snapshot = root / "models--acme--tiny-bert" / "snapshots" / "0f1e"
     snapshot.mkdir(parents=True)
-    _folder(root / "models--acme--tiny-bert" / "blobs", **{blob: b"weights"})
+    folder_of(root / "models--acme--tiny-bert" / "blobs", **{blob: b"weights"})
     (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
     return snapshot
 
 
-def test_a_hugging_face_snapshot_is_refused_with_a_command_that_works(store: Store, tmp_path: Path) -> None:
-    snapshot = _hf_cache(tmp_path / "hub")
+def test_a_hugging_face_snapshot_is_refused_with_a_command_that_works(
+    store: Store, tmp_path: Path, folder_of: FolderOf
+) -> None:
+    snapshot = _hf_cache(folder_of, tmp_path / "hub")
     with pytest.raises(NeedsInput) as refused:
         store.put(snapshot)
     command = refused.value.hint.split(": ", 1)[1]
@@ -149,10 +146,12 @@ def test_a_hugging_face_snapshot_is_refused_with_a_command_that_works(store: Sto
     assert store.put(tmp_path / "tiny-bert").size_bytes == 7
 
 
-def test_a_link_to_a_snapshot_in_the_watched_folder_is_mended_by_its_command(store: Store, tmp_path: Path) -> None:
+def test_a_link_to_a_snapshot_in_the_watched_folder_is_mended_by_its_command(
+    store: Store, tmp_path: Path, folder_of: FolderOf
+) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()
-    (incoming / "bert").symlink_to(_hf_cache(tmp_path / "hub"))
+    (incoming / "bert").symlink_to(_hf_cache(folder_of, tmp_path / "hub"))
     with pytest.raises(NeedsInput) as refused:
         store.put(incoming / "bert", below=incoming)
     subprocess.run(refused.value.hint.split(": ", 1)[1], shell=True, check=True)
@@ -181,9 +180,9 @@ def test_strange_names_are_refused_with_a_printable_sentence(store: Store, tmp_p
     assert str(refused.value).encode().isascii() and refused.value.args[0].isprintable()
 
 
-def test_too_many_files_are_refused(tmp_path: Path) -> None:
+def test_too_many_files_are_refused(tmp_path: Path, folder_of: FolderOf) -> None:
     store = Store(tmp_path / "store", max_files=3)
-    folder = _folder(tmp_path / "m", a=b"1", b__c=b"2", b__d=b"3", e=b"4")
+    folder = folder_of(tmp_path / "m", a=b"1", b__c=b"2", b__d=b"3", e=b"4")
     with pytest.raises(LimitExceeded):
         store.put(folder)
 
@@ -211,11 +210,11 @@ def test_a_file_that_changes_while_it_is_read_is_retryable(store: Store, tmp_pat
 
 
 def test_a_file_swapped_for_a_link_between_look_and_open_is_refused(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_of: FolderOf
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
-    folder = _folder(tmp_path / "m", weights=b"w")
+    folder = folder_of(tmp_path / "m", weights=b"w")
     real = os.stat
 
     def swap(path: object, **how: object) -> os.stat_result:
@@ -239,8 +238,10 @@ def test_an_absent_or_empty_folder_is_told_as_such(store: Store, tmp_path: Path)
         store.put(tmp_path / "empty")
 
 
-def test_a_text_that_spells_a_manifest_does_not_displace_its_folder(store: Store, tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "m", config=b"{}")
+def test_a_text_that_spells_a_manifest_does_not_displace_its_folder(
+    store: Store, tmp_path: Path, folder_of: FolderOf
+) -> None:
+    folder = folder_of(tmp_path / "m", config=b"{}")
     text = tmp_path / "text"
     text.write_text(f"{hashlib.sha256(b'{}').hexdigest()}  config\n")
     as_text = store.put(text)
@@ -268,9 +269,9 @@ def test_what_a_killed_put_left_behind_is_swept(tmp_path: Path) -> None:
         assert living.exists() and not left.exists()
 
 
-def test_sweep_frees_what_no_artifact_holds(store: Store, tmp_path: Path) -> None:
-    kept = store.put(_folder(tmp_path / "kept", a=b"kept"))
-    lost = store.put(_folder(tmp_path / "lost", a=b"lost!"))
+def test_sweep_frees_what_no_artifact_holds(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
+    kept = store.put(folder_of(tmp_path / "kept", a=b"kept"))
+    lost = store.put(folder_of(tmp_path / "lost", a=b"lost!"))
     (store.root / "manifests" / f"{lost.sha256}.json").unlink()
     assert store.sweep() == 5
     assert [a.sha256 for a in store.all()] == [kept.sha256]
@@ -287,8 +288,10 @@ def _put_and_delete(root: Path, folder: Path, rounds: int) -> None:
             continue
 
 
-def test_processes_that_put_and_delete_the_same_content_do_not_disturb_each_other(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "m", a=b"1", b__c=b"2", d=b"1")
+def test_processes_that_put_and_delete_the_same_content_do_not_disturb_each_other(
+    tmp_path: Path, folder_of: FolderOf
+) -> None:
+    folder = folder_of(tmp_path / "m", a=b"1", b__c=b"2", d=b"1")
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_put_and_delete, args=(tmp_path / "s", folder, 30)) for _ in range(3)]
     for worker in workers:
