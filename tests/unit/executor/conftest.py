@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ from typing import Any
 import psutil
 import pytest
 
-from executor import find_sandbox
+from executor import StepSpec, find_sandbox, run
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.cgroup import _hierarchies
 from executor.docker_sandbox import DockerSandbox
 from executor.find import DockerOptions
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers, Sandbox
-from executor.toolchain import installation
+from executor.toolchain import Toolchain, installation
 from executor.warm_parent import WarmFailed
 from executor.warm_parents import WarmBounds
+from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import SandboxUnavailable
+from schemas.step_io import StepRequest
 from schemas.step_run import Limits
 
 LIMITS = Limits(
@@ -172,3 +176,82 @@ def _mounts(engine: Any) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     own = str(engine.folder) if engine else "\0"
     return [line for line in lines if own in line or not any(kind in line for kind in _OF_CONTAINERS)]
+
+
+_ONNX = """
+import sys, onnx
+from onnx import helper, numpy_helper
+import numpy as np
+x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 3]) for n in "xy")
+w = numpy_helper.from_array(np.arange(9, dtype=np.float32).reshape(3, 3), "w")
+nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+graph = helper.make_graph(nodes, "g", [x], [y], [w])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), sys.argv[1])
+"""
+_TORCH = """
+import sys, torch
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)).eval()
+torch.jit.trace(model, torch.rand(2, 8)).save(sys.argv[1])
+"""
+_DESCRIPTOR = ModelDescriptor(
+    artifact_sha256="0" * 64,
+    format=Format.TORCHSCRIPT,
+    size_bytes=1,
+    inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8), known_by=KnownBy.PROBE),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 2), known_by=KnownBy.PROBE),),
+)
+
+
+def _made(folder: Path, code: str) -> Path:
+    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code, folder / "model"], check=True)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def onnx_step(tmp_path_factory: pytest.TempPathFactory) -> StepSpec:
+    """A step that optimises a small graph."""
+    model = _made(tmp_path_factory.mktemp("onnx"), _ONNX)
+    return StepSpec(StepRequest(kind="onnx_optimize", threads=2), Toolchain("onnx"), {"model": model}, Limits())
+
+
+@pytest.fixture(scope="session")
+def torch_step(tmp_path_factory: pytest.TempPathFactory) -> StepSpec:
+    """A step that exports a small TorchScript program."""
+    model = _made(tmp_path_factory.mktemp("torch"), _TORCH)
+    request = StepRequest(kind="torchscript_onnx", threads=2, descriptor=_DESCRIPTOR)
+    return StepSpec(request, Toolchain("torch"), {"model": model}, Limits())
+
+
+@pytest.fixture(params=["onnx_step", pytest.param("torch_step", marks=pytest.mark.torch)])
+def real_step(request: pytest.FixtureRequest) -> StepSpec:
+    step: StepSpec = request.getfixturevalue(request.param)
+    return step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave, all that a cold and a warm one have to give alike in ``found``."""
+
+    warm: bool
+    import_s: float
+    found: tuple[object, ...]
+
+
+@pytest.fixture
+def outcome_of(tmp_path: Path) -> Callable[[Sandbox, StepSpec], Outcome]:
+    """Run a step that succeeds, in the workspaces below ``tmp_path``."""
+
+    def outcome(sandbox: Sandbox, step: StepSpec) -> Outcome:
+        with run(step, workspaces=tmp_path / "workspaces", sandbox=sandbox) as output:
+            assert output.result.ok, (output.result.error, output.log)
+            assert output.usage.cpu_s and output.usage.peak_memory_bytes
+            files = {
+                str(path.relative_to(output.out)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(output.out.rglob("*"))
+                if path.is_file() and path.name != "result.json"
+            }
+            found = (files, output.result.report, output.result.versions, output.log, output.isolation)
+            return Outcome(output.usage.warm, output.usage.import_s, found)
+
+    return outcome

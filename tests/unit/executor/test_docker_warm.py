@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -31,7 +30,6 @@ from executor.workspace import sweep
 from modelium import doctor
 from modelium.context import Context
 from modelium.settings import Settings
-from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.step_io import StepRequest
 from schemas.step_run import Limits
 
@@ -234,15 +232,10 @@ def test_the_first_step_waits_for_nothing_and_a_later_one_is_warm(warm, tmp_path
     assert warm.execute(command(tmp_path / "b")).warm is not None
 
 
-def test_one_that_was_got_ready_beforehand_is_there_for_the_first_step(warm, tmp_path):
-    folder = tmp_path / "workspaces"
-    tools, limits = Toolchain("onnx"), Limits()
-    prepare(tools, workspaces=folder, sandbox=warm, limits=limits, threads=2)
+def test_one_that_was_got_ready_beforehand_is_there_for_the_first_step(warm, onnx_step, outcome_of, tmp_path):
+    prepare(onnx_step.toolchain, workspaces=tmp_path / "workspaces", sandbox=warm, limits=onnx_step.limits, threads=2)
     wait_until(warm.idle)
-    model = tmp_path / "model"
-    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", ONNX, model], check=True)
-    request = StepRequest(kind="onnx_optimize", threads=2)
-    assert result_of(warm, StepSpec(request, tools, {"model": model}, limits), folder)[0]
+    assert outcome_of(warm, onnx_step).warm
 
 
 def test_a_step_in_a_hurry_takes_none_that_still_imports(warm, tmp_path):
@@ -277,7 +270,8 @@ def test_one_that_died_while_it_waited_is_a_cold_start(warm, tmp_path, docker_en
 
 
 def test_the_pool_is_bounded_in_number_and_time(docker_engine, tmp_path):
-    warm = DockerSandbox(docker_engine.host, warm=WarmBounds(parents=2, idle_s=4))
+    # Longer than a busy machine takes to make one.
+    warm = DockerSandbox(docker_engine.host, warm=WarmBounds(parents=2, idle_s=8))
     for name in ("a", "b", "c"):
         warm.await_warm(command(tmp_path / "step", environment={"NAME": name}))
         assert len(docker_engine.containers()) <= 2
@@ -407,66 +401,16 @@ def test_an_owner_that_is_killed_leaves_nothing_that_runs_and_the_next_one_sweep
         assert not list(tmp_path.glob("step-*"))
 
 
-ONNX = """
-import sys, onnx
-from onnx import helper, numpy_helper
-import numpy as np
-x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 3]) for n in "xy")
-w = numpy_helper.from_array(np.arange(9, dtype=np.float32).reshape(3, 3), "w")
-nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
-graph = helper.make_graph(nodes, "g", [x], [y], [w])
-onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), sys.argv[1])
-"""
-TORCH = """
-import sys, torch
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)).eval()
-torch.jit.trace(model, torch.rand(2, 8)).save(sys.argv[1])
-"""
-DESCRIPTOR = ModelDescriptor(
-    artifact_sha256="0" * 64,
-    format=Format.TORCHSCRIPT,
-    size_bytes=1,
-    inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8), known_by=KnownBy.PROBE),),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 2), known_by=KnownBy.PROBE),),
-)
-
-
-def result_of(sandbox: DockerSandbox, spec: StepSpec, folder: Path):
-    with run(spec, workspaces=folder, sandbox=sandbox) as output:
-        assert output.result.ok, (output.result.error, output.log)
-        assert output.usage.cpu_s and output.usage.peak_memory_bytes
-        files = {
-            str(path.relative_to(output.out)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(output.out.rglob("*"))
-            if path.is_file() and path.name != "result.json"
-        }
-        found = (files, output.result.report, output.result.versions, output.log, output.isolation)
-        return output.usage.warm, output.usage.import_s, found
-
-
-@pytest.mark.parametrize(
-    ("kind", "toolchain", "make"),
-    [
-        ("onnx_optimize", "onnx", ONNX),
-        pytest.param("torchscript_onnx", "torch", TORCH, marks=pytest.mark.torch),
-    ],
-)
-def test_a_warm_step_gives_byte_for_byte_what_a_cold_one_gives(kind, toolchain, make, cold, warm, tmp_path):
-    model = tmp_path / "model"
-    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", make, model], check=True)
-    request = StepRequest(kind=kind, threads=2, descriptor=DESCRIPTOR if toolchain == "torch" else None)
-    spec = StepSpec(request, Toolchain(toolchain), {"model": model}, Limits())
-    folder = tmp_path / "workspaces"
-    was_warm, import_s, wanted = result_of(cold, spec, folder)
-    assert not was_warm and import_s > 0.1
-    assert not result_of(warm, spec, folder)[0]
+def test_a_warm_step_gives_byte_for_byte_what_a_cold_one_gives(real_step, outcome_of, cold, warm, tmp_path):
+    wanted = outcome_of(cold, real_step)
+    assert not wanted.warm and wanted.import_s > 0.1
+    assert not outcome_of(warm, real_step).warm
     for _ in range(2):
         wait_until(warm.idle, 90)
-        was_warm, import_s, found = result_of(warm, spec, folder)
-        assert was_warm and found == wanted
-        assert import_s < 0.1
-    assert len(list(folder.glob("step-*"))) <= 1
+        outcome = outcome_of(warm, real_step)
+        assert outcome.warm and outcome.found == wanted.found
+        assert outcome.import_s < 0.1
+    assert len(list((tmp_path / "workspaces").glob("step-*"))) <= 1
 
 
 def test_measuring_starts_cold_although_one_waits(warm, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -18,16 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from executor import StepSpec, find_sandbox, run
+from executor import find_sandbox
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.execution import step_environment
-from executor.sandbox import Command, Ending, Observers, Sandbox
-from executor.toolchain import Toolchain
+from executor.sandbox import Command, Ending, Observers
 from executor.warm_parent import WarmFailed
 from executor.warm_parents import WarmBounds, WarmKey
 from modelium import doctor
-from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
-from schemas.step_io import StepRequest
 from schemas.step_run import Limits
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(120)]
@@ -430,62 +426,12 @@ def test_a_process_that_forks_has_parents_of_its_own(tmp_path):
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-ONNX = """
-import sys, onnx
-from onnx import helper, numpy_helper
-import numpy as np
-x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 3]) for n in "xy")
-w = numpy_helper.from_array(np.arange(9, dtype=np.float32).reshape(3, 3), "w")
-nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
-graph = helper.make_graph(nodes, "g", [x], [y], [w])
-onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), sys.argv[1])
-"""
-TORCH = """
-import sys, torch
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)).eval()
-torch.jit.trace(model, torch.rand(2, 8)).save(sys.argv[1])
-"""
-
-DESCRIPTOR = ModelDescriptor(
-    artifact_sha256="0" * 64,
-    format=Format.TORCHSCRIPT,
-    size_bytes=1,
-    inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8), known_by=KnownBy.PROBE),),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 2), known_by=KnownBy.PROBE),),
-)
-
-
-def result_of(sandbox: Sandbox, spec: StepSpec, tmp_path: Path) -> tuple[object, ...]:
-    with run(spec, workspaces=tmp_path / "workspaces", sandbox=sandbox) as output:
-        assert output.result.ok, (output.result.error, output.log)
-        assert output.usage.cpu_s and output.usage.peak_memory_bytes
-        files = {
-            str(path.relative_to(output.out)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(output.out.rglob("*"))
-            if path.is_file() and path.name != "result.json"
-        }
-        isolation = output.isolation
-        return output.usage.warm, (files, output.result.report, output.result.versions, output.log, isolation)
-
-
-@pytest.mark.parametrize(
-    ("kind", "toolchain", "make"),
-    [
-        ("onnx_optimize", "onnx", ONNX),
-        pytest.param("torchscript_onnx", "torch", TORCH, marks=pytest.mark.torch),
-    ],
-)
-def test_a_warm_step_gives_byte_for_byte_what_a_cold_one_gives(kind, toolchain, make, cold, sandbox, tmp_path):
-    model = tmp_path / "model"
-    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", make, model], check=True)
-    request = StepRequest(kind=kind, threads=2, descriptor=DESCRIPTOR if toolchain == "torch" else None)
-    spec = StepSpec(request, Toolchain(toolchain), {"model": model}, Limits())
-    was_warm, wanted = result_of(cold, spec, tmp_path)
-    assert not was_warm
+def test_a_warm_step_gives_byte_for_byte_what_a_cold_one_gives(real_step, outcome_of, cold, sandbox):
+    wanted = outcome_of(cold, real_step)
+    assert not wanted.warm
     for _ in range(2):
-        was_warm, found = result_of(sandbox, spec, tmp_path)
-        assert was_warm and found == wanted
+        outcome = outcome_of(sandbox, real_step)
+        assert outcome.warm and outcome.found == wanted.found
 
 
 @pytest.mark.torch
