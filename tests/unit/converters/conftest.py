@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from executor import find_sandbox
+from executor.sandbox import Sandbox
+from executor.warm_parents import WarmBounds
 from schemas.catalog import parse_options
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
+from schemas.errors import SandboxUnavailable
 from schemas.sidecar import Sidecar
 from schemas.step_io import StepContext, StepRequest
 
@@ -29,6 +34,17 @@ def one_thread() -> None:
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def warm_sandbox() -> Sandbox:
+    """The sandbox as workers have it: a toolchain that takes seconds to import is imported once for many steps."""
+    try:
+        return find_sandbox(warm=WarmBounds())
+    except SandboxUnavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converters import reference as reference_step
-from executor import StepSpec, find_sandbox, run
+from executor import StepSpec, run
+from executor.sandbox import Sandbox
 from executor.toolchain import Toolchain
 from schemas.descriptor import BATCH_AXIS, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
-from schemas.errors import ErrorDocument, SandboxUnavailable
+from schemas.errors import ErrorDocument
 from schemas.evidence import ConversionReport, ParityReport
 from schemas.sidecar import Sidecar
 from schemas.step_io import StepRequest
@@ -30,9 +31,9 @@ pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
 class Bench:
     """Runs steps of the openvino toolchain in the sandbox, one after another, on what the step before gave."""
 
-    def __init__(self, tools: Toolchain, folder: Path, make_context: Callable[..., Any]) -> None:
-        self.tools, self.folder, self.make_context = tools, folder, make_context
-        self.sandbox, self.count = find_sandbox(), 0
+    def __init__(self, tools: Toolchain, sandbox: Sandbox, folder: Path, make_context: Callable[..., Any]) -> None:
+        self.tools, self.sandbox, self.folder, self.make_context = tools, sandbox, folder, make_context
+        self.count = 0
 
     def reference(self, model: Path, descriptor: ModelDescriptor, samples: Mapping[str, np.ndarray] | None) -> Path:
         code, sidecar = None, None
@@ -79,11 +80,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(toolchain: Callable[[str], Toolchain], tmp_path: Path, make_context: Callable[..., Any]) -> Bench:
-    try:
-        return Bench(toolchain("openvino"), tmp_path, make_context)
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
+def bench(
+    toolchain: Callable[[str], Toolchain], warm_sandbox: Sandbox, tmp_path: Path, make_context: Callable[..., Any]
+) -> Bench:
+    return Bench(toolchain("openvino"), warm_sandbox, tmp_path, make_context)
 
 
 def described(model: onnx.ModelProto, **facts: Any) -> ModelDescriptor:
