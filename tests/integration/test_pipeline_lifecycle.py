@@ -19,7 +19,11 @@ import psutil
 import pytest
 import sqlalchemy
 
-from modelium.supervisor import STOP_S
+from modelium import jobs, step_runs
+from modelium.context import Context
+from modelium.db import Database
+from modelium.settings import Settings
+from modelium.supervisor import STOP_S, is_up
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.torch]
 DONE = ("deployed", "unchanged")
@@ -43,7 +47,7 @@ def running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A ``modelium up`` on ``home``."""
     up = subprocess.Popen([MODELIUM, "--home", home, "up", "--json"], env=os.environ | QUICK, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: up.poll() is not None or shown(home, "status")["up"], 90)
+        wait_for(lambda: up.poll() is not None or is_up(Context(Settings(home=home))), 90)
         assert up.poll() is None, "modelium up ended before it was up"
         yield up
     finally:
@@ -70,8 +74,29 @@ def job_states(home: Path) -> list[str]:
     return [job["state"] for job in shown(home, "jobs")["jobs"]]
 
 
+# What is waited for is read in this process: a command every moment would take a core from the pipeline.
+
+
+@contextmanager
+def database_of(home: Path) -> Iterator[Database]:
+    database = Context(Settings(home=home)).database
+    yield database
+    database.engine.dispose()
+
+
+def states_now(home: Path) -> list[str]:
+    with database_of(home) as database:
+        return [job.state.value for job in jobs.everything(database)]
+
+
+def has_begun(home: Path, name: str, kind: str) -> bool:
+    with database_of(home) as database:
+        job = jobs.find(database, name)
+        return any(run.kind == kind for run in step_runs.of_job(database, job.id, job.attempt))
+
+
 def ended(home: Path, count: int = 1) -> bool:
-    states = job_states(home)
+    states = states_now(home)
     return len(states) == count and all(s in {"deployed", "unchanged", "failed", "cancelled"} for s in states)
 
 
@@ -109,9 +134,9 @@ def test_a_worker_killed_in_mid_conversion_leaves_the_job_done_once(tmp_path: Pa
     home = tmp_path / "home"
     with running(home) as up:
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 180)
+        wait_for(lambda: states_now(home) == ["executing"], 180)
         name = shown(home, "jobs")["jobs"][0]["id"]
-        wait_for(lambda: any(s["kind"] == "reference" for s in shown(home, "logs", name)["steps"]), 90)
+        wait_for(lambda: has_begun(home, name, "reference"), 90)
         workers = [p for p in psutil.Process(up.pid).children() if "general@modelium" in " ".join(p.cmdline())]
         assert len(workers) == 1
         family = descendants(workers[0].pid)
@@ -133,7 +158,7 @@ def test_everything_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path,
     home = tmp_path / "home"
     with running(home) as up:
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 180)
+        wait_for(lambda: states_now(home) == ["executing"], 180)
         family = descendants(up.pid)
         assert len(family) >= 5
         up.kill()
@@ -148,9 +173,9 @@ def test_a_stage_is_given_back_at_once_when_up_is_stopped(tmp_path: Path, networ
     home = tmp_path / "home"
     with running(home) as up:
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home), 60)
+        wait_for(lambda: states_now(home), 60)
         name = shown(home, "jobs")["jobs"][0]["id"]
-        wait_for(lambda: any(s["kind"] == "probe" for s in shown(home, "logs", name)["steps"]), 90)
+        wait_for(lambda: has_begun(home, name, "probe"), 90)
         began = time.monotonic()
         up.terminate()
         up.wait(timeout=60)
@@ -184,7 +209,7 @@ def test_a_job_is_cancelled_in_mid_stage(tmp_path: Path, network: Path) -> None:
     home = tmp_path / "home"
     with running(home):
         shutil.copy(network, home / "incoming" / "net.pt")
-        wait_for(lambda: job_states(home) == ["executing"], 180)
+        wait_for(lambda: states_now(home) == ["executing"], 180)
         modelium(home, "cancel", "net")
         wait_for(lambda: ended(home), 90)
     assert job_states(home) == ["cancelled"]
@@ -279,6 +304,7 @@ def test_a_model_that_converts_at_one_size_only_is_served_at_that_size(tmp_path:
 def test_a_second_up_on_the_same_home_is_refused(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running(home):
+        assert shown(home, "status")["up"]
         second = modelium(home, "up", check=False)
     assert second.returncode == 2 and "runs on" in second.stderr
 
