@@ -357,7 +357,8 @@ def test_an_evicted_pod_is_a_limit_when_it_took_too_much_and_lost_when_the_node_
     assert ending.error.retryable
 
 
-def test_a_lost_node_loses_the_step_and_it_is_tried_again(cloud: Cloud) -> None:
+def test_a_lost_node_loses_the_step_and_it_is_tried_again(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_run, "_LOG_S", 0.5)
     cloud.cluster.play = status("Running", conditions=[{"type": "Ready", "reason": "NodeStatusUnknown"}])
     ending = cloud("pass")
     assert isinstance(ending.error, SandboxCrashed)

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.timeout(120)
 ONNX = Toolchain("onnx")
 
 
-@pytest.fixture
-def relu(tmp_path: Path) -> Path:
-    path = tmp_path / "relu.onnx"
+@pytest.fixture(scope="session")
+def relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("relu") / "relu.onnx"
     code = """
 import sys, onnx
 from onnx import helper
