@@ -1,6 +1,8 @@
 # Two commands: `make run` shows the pipeline at work on real models, `make test` proves it.
 .PHONY: help setup run test lint types contracts package schemas bench bench-speed zoo image attacks clean
 TOOLCHAINS ?=
+# How many processes run tests, each a file at a time: they wait as often as they compute.
+JOBS ?= 2
 export TOOLCHAINS
 export MODELIUM_HOME ?= $(CURDIR)/.modelium
 PY := .venv/bin/python -P
@@ -26,7 +28,7 @@ run: setup
 test:
 	@TOOLCHAINS="$(or $(TOOLCHAINS),$(notdir $(basename $(wildcard executor/toolchains/*.txt))))" ./setup.sh dev
 	@tests/services.sh
-	.venv/bin/pytest -q
+	.venv/bin/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: types contracts
 	.venv/bin/ruff check .
