@@ -207,6 +207,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("toolchains")
+    @classmethod
+    def _all_absolute(cls, value: dict[str, Path]) -> dict[str, Path]:
+        return {name: path.expanduser().absolute() for name, path in value.items()}
+
     def limits(self) -> Limits:
         """Return the limits of an ordinary step."""
         return Limits(

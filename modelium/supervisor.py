@@ -130,6 +130,7 @@ class Supervisor:
         with (self.context.home.logs / f"{name}.log").open("ab") as log_file:
             return subprocess.Popen(
                 command,
+                cwd="/",  # celery looks for our modules in the folder it is started in before it looks anywhere else
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,

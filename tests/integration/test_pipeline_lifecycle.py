@@ -43,9 +43,10 @@ def shown(home: Path, *arguments: object) -> Any:
 
 
 @contextmanager
-def running(home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A ``modelium up`` on ``home``."""
-    up = subprocess.Popen([MODELIUM, "--home", home, "up", "--json"], env=os.environ | QUICK, stdout=subprocess.DEVNULL)
+def running(home: Path, folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``modelium up`` on ``home``, started in ``folder``."""
+    command = [MODELIUM, "--home", home, "up", "--json"]
+    up = subprocess.Popen(command, cwd=folder, env=os.environ | QUICK, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: up.poll() is not None or is_up(Context(Settings(home=home))), 90)
         assert up.poll() is None, "modelium up ended before it was up"
@@ -299,6 +300,18 @@ def test_a_model_that_converts_at_one_size_only_is_served_at_that_size(tmp_path:
     config = parse_config((home / "model_repository" / "net" / "config.pbtxt").read_text())
     assert list(config.input[0].dims) == [16, 4]
     assert config.max_batch_size > 1, "the batch stays open"
+
+
+def test_nothing_of_the_folder_that_up_is_started_in_is_run(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "downloads"
+    folder.mkdir()
+    for name in ("modelium", "celery", "executor", "random"):
+        (folder / f"{name}.py").write_text("open('was-run', 'w'); raise SystemExit('run')")
+    with running(home, folder):
+        write_onnx(home / "incoming" / "net.onnx", 0)
+        wait_for(lambda: ended(home), 90)
+    assert job_states(home)[0] in DONE
+    assert not (folder / "was-run").exists()
 
 
 def test_a_second_up_on_the_same_home_is_refused(tmp_path: Path) -> None:
