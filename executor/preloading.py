@@ -24,12 +24,19 @@ _NEXT = {
         "torch.onnx",
         "converters.module_source",
         "converters.pickled_source",
+        "sympy",
         "onnxscript",
-        "transformers",
-        "transformers.modeling_utils",
+        "torch._dynamo",
         "torch.export.pt2_archive._package",
         "torch._functorch.aot_autograd",
         "torch.onnx._internal.torchscript_exporter.utils",
+        "transformers",
+        "torch.distributed.tensor",
+        "torch.distributed.checkpoint",
+        "scipy.optimize",
+        "transformers.loss.loss_utils",
+        "transformers.generation.continuous_batching",
+        "transformers.modeling_utils",
     ),
     "sklearn": ("skl2onnx", "onnxruntime", "sklearn.pipeline", "sklearn.feature_selection", "sklearn.impute"),
     "boosting": ("skl2onnx", "onnxruntime", "xgboost", "lightgbm", "catboost"),
@@ -37,7 +44,10 @@ _NEXT = {
     "tensorflow": ("onnx", "onnxruntime", "tensorflow", "tf2onnx"),
     "tensorrt_rtx": ("onnx", "onnxruntime"),
 }
-"""What most steps of a toolchain import later themselves; what many need comes first."""
+"""What most steps of a toolchain import later themselves; what many need comes first.
+
+A step that comes in the middle of an import waits for its end, so what a large one imports stands before it.
+"""
 
 
 def first(toolchain: str) -> list[str]:
