@@ -81,7 +81,8 @@ class OpenvinoRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
-        self._call(self._request, feeds)()
+        call = self._call(self._request, feeds)  # an output may be an input's own memory, which it holds
+        call()
         return {
             spec.name: self._kept(self._request.get_output_tensor(at), spec) for at, spec in enumerate(self.outputs)
         }
