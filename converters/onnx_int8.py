@@ -74,7 +74,14 @@ def convert(context: StepContext) -> StepOutcome:
         if onnx_file.size_bytes(model) > REHEARSED_BYTES:
             return None
         folder, threads = context.out / "rehearsal", context.request.threads
-        return Rehearsal(model, _matrix_names(model), folder, per_channel=options.per_channel, threads=threads)
+        return Rehearsal(
+            model,
+            _matrix_names(model),
+            folder,
+            per_channel=options.per_channel,
+            reduce_range=options.reduce_range,
+            threads=threads,
+        )
 
     try:
         found = search(context, build, rehearse)

@@ -66,6 +66,7 @@ def convert(context: StepContext) -> StepOutcome:
                 _searched_names(model, kinds),
                 scratch / "rehearsal",
                 per_channel=options.per_channel,
+                reduce_range=options.reduce_range,
                 ranges=plain_ranges(ranges),
                 threads=context.request.threads,
             )

@@ -89,7 +89,11 @@ def quantize(
     inputs' extremes.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
     from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
     # Symmetric ranges are a little faster, and ruin the activations of GELU and softmax, which lie on one side of zero.
@@ -105,6 +109,7 @@ def quantize(
                 fast_bias_correction=options.fast_bias_correction,
                 ignored_scope=nncf.IgnoredScope(names=list(dict.fromkeys(ignored))) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(
+                    overflow_fix=OverflowFix.ENABLE if options.reduce_range else None,
                     activations_range_estimator_params=(
                         RangeEstimatorParametersSet.MINMAX if widest else RangeEstimatorParameters()
                     ),

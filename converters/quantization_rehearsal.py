@@ -40,17 +40,19 @@ class Rehearsal:
         scratch: Path,
         *,
         per_channel: bool,
+        reduce_range: bool = False,
         ranges: Ranges | None = None,
         threads: int = 1,
     ) -> None:
         """Build the copy of ``model`` below ``scratch``.
 
-        ``ranges`` are the calibrated least and largest values of activations; None quantises them by what each run has.
+        ``reduce_range`` rounds weights to 7 bits. ``ranges`` are the calibrated least and largest values of
+        activations; None quantises them by what each run has.
         Raises ConversionFailed when onnxruntime refuses the copy.
         """
         self.nodes = tuple(nodes)
         self.costs = _costs(model, self.nodes)
-        copy = _with_switches(model, self.nodes, per_channel, ranges)
+        copy = _with_switches(model, self.nodes, per_channel, ranges, 63 if reduce_range else 127)
         self._session = onnx_file.session(onnx_file.save(copy, scratch), threads=threads)
 
     def run(self, feeds: Mapping[str, Array], quantized: Collection[str]) -> Arrays:
@@ -68,7 +70,7 @@ def _costs(model: onnx.ModelProto, nodes: Sequence[str]) -> dict[str, float]:
 
 
 def _with_switches(
-    model: onnx.ModelProto, nodes: Sequence[str], per_channel: bool, ranges: Ranges | None
+    model: onnx.ModelProto, nodes: Sequence[str], per_channel: bool, ranges: Ranges | None, largest: int
 ) -> onnx.ModelProto:
     import onnx
 
@@ -84,7 +86,8 @@ def _with_switches(
             writer = _Writer(graph, made, f"modelium_{number[node.name]}", number[node.name])
             for place, name in enumerate(node.input):
                 if place == 1 and name in weights:
-                    node.input[place] = writer.weight(place, weights[name], _axis(node) if per_channel else None)
+                    axis = _axis(node) if per_channel else None
+                    node.input[place] = writer.weight(place, weights[name], axis, largest)
                 elif name and name not in weights:
                     node.input[place] = writer.activation(place, name, ranges)
         made.append(node)
@@ -108,11 +111,11 @@ class _Writer:
         index = self._constant("index", np.array(number, np.int64))
         self._switch = self._node("Gather", [_SWITCH, index], "switch")
 
-    def weight(self, place: int, tensor: onnx.TensorProto, axis: int | None) -> str:
+    def weight(self, place: int, tensor: onnx.TensorProto, axis: int | None, largest: int) -> str:
         """Return the name of the weight, rounded when the switch is on."""
         from onnx import numpy_helper
 
-        rounded = self._constant(f"weight_{place}", rounded_weight(numpy_helper.to_array(tensor), axis))
+        rounded = self._constant(f"weight_{place}", rounded_weight(numpy_helper.to_array(tensor), axis, largest))
         return self._node("Where", [self._switch, rounded, tensor.name], f"input_{place}")
 
     def activation(self, place: int, name: str, ranges: Ranges | None) -> str:
@@ -151,12 +154,12 @@ def _make(kind: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     return onnx.helper.make_node(kind, list(inputs), list(outputs), name=outputs[0])
 
 
-def rounded_weight(weight: Array, axis: int | None) -> Array:
-    """Return ``weight`` rounded to symmetric int8 and back, one scale per index of ``axis``; one for all without it."""
+def rounded_weight(weight: Array, axis: int | None, largest: int = 127) -> Array:
+    """Return ``weight`` rounded to integers up to ``largest`` and back, one scale per index of ``axis``, if any."""
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    largest = np.abs(weight).max(axis=others, keepdims=True) if weight.size else np.ones(1)
-    scale = np.where(largest > 0, largest / 127, 1)
-    rounded: Array = (np.clip(np.rint(weight / scale), -127, 127) * scale).astype(weight.dtype)
+    extreme = np.abs(weight).max(axis=others, keepdims=True) if weight.size else np.ones(1)
+    scale = np.where(extreme > 0, extreme / largest, 1)
+    rounded: Array = (np.clip(np.rint(weight / scale), -largest, largest) * scale).astype(weight.dtype)
     return rounded
 
 

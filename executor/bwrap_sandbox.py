@@ -23,10 +23,6 @@ from executor.warm_parents import WarmBounds
 from executor.warm_steps import WarmSteps
 from schemas.step_run import Isolation, Limits
 
-# Joins the groups named by the first arguments, then becomes the rest. A shell does it because code between fork
-# and exec of a threaded Python process is not safe, and the group must be joined before the first byte runs.
-_JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo $$ > "$1" || exit 125; shift; n=$((n - 1)); done; exec "$@"'
-
 
 class BwrapSandbox:
     """Runs programs under bubblewrap; as root with a real uid of their own, as a user in a user namespace.
@@ -96,10 +92,9 @@ class BwrapSandbox:
         cgroup = Cgroup.create(command.limits)
         pipes = Pipes()
         try:
-            joined = ("/bin/sh", "-c", _JOIN, "sh", str(len(cgroup.entrances)), *map(str, cgroup.entrances))
             variables = environment(command, pipes.progress[1])
             argv = [
-                *(*joined, self._executable, *self._namespaces(), *self._mounts(command, devices)),
+                *(self._executable, *self._namespaces(), *self._mounts(command, devices)),
                 *(*arguments.set_variables(variables), "--seccomp", str(pipes.data(program(gpu=bool(devices))))),
                 *("--info-fd", str(pipes.info[1]), "--ro-bind-data", str(pipes.data(PASSWD)), "/etc/passwd"),
                 *("--remount-ro", "/", "--chdir", str(ROOT), "--"),

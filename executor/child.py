@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import random
+import select
 import sys
 import tempfile
 import time
@@ -145,6 +146,15 @@ def _progress() -> Callable[[float, str], None]:
     return write
 
 
+def _is_forsaken() -> bool:
+    """Whether the host that started this step has ended since: nobody has the other end of its progress any more."""
+    poll = select.poll()
+    with contextlib.suppress(KeyError, ValueError, OSError):
+        poll.register(int(os.environ["MODELIUM_PROGRESS_FD"]), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    return False
+
+
 def writable(workspace: Path) -> Iterator[Path]:
     """Yield what a step may change, and its process goes on being able to."""
     yield from (workspace / "out", Path(tempfile.gettempdir()))
@@ -163,6 +173,8 @@ def _write(workspace: Path, result: StepResult) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -P -m executor.child WORKSPACE")
+    if _is_forsaken():  # what ends a sandbox with its host may have come too early for this one
+        sys.exit("The host of this step has ended.")
     landlock.restrict(path for path in writable(Path(sys.argv[1])) if path.exists())
     _write(Path(sys.argv[1]), main(Path(sys.argv[1])))
     sys.stdout.flush()

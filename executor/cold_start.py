@@ -19,6 +19,23 @@ from executor.processes import children, descendants, is_ready, send, session
 
 _GRACE_S = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
+_DIGITS = range(3, 10)
+"""The descriptors that a shell can name."""
+
+_LAUNCH = """exec {owner}<&0 </dev/null
+(read -r _ || kill -KILL 0) <&{owner} {owner}<&- >/dev/null 2>&1 &
+exec {owner}<&-
+groups=$1; shift
+while [ $groups -gt 0 ]; do echo $$ >"$1" || exit 125; shift; groups=$((groups - 1)); done
+exec "$@"
+"""
+"""Joins the control groups named by the first arguments, then becomes the rest.
+
+A shell does it because code between fork and exec of a threaded Python process is not safe, and the groups must be
+joined before the first byte runs. What it leaves beside the rest waits until its owner has gone, however that ended,
+and then ends this process group: bubblewrap's ``--die-with-parent`` holds only once all of it has been set up, and
+whose launcher was killed before that waits for it for ever, or runs on.
+"""
 _adopters, _adopters_lock = 0, threading.Lock()
 
 
@@ -29,16 +46,24 @@ class ColdStart:
     """
 
     def __init__(self, argv: Sequence[str], pipes: Pipes, cgroup: Cgroup, cwd: Path) -> None:
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=pipes.log[1],
-            stderr=pipes.log[1],
-            pass_fds=pipes.inherited,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            cwd=cwd,
-            start_new_session=True,
-        )
+        script = _LAUNCH.format(owner=min({*_DIGITS} - {*pipes.inherited}))
+        watched, self._owning = os.pipe()  # the kernel closes the second end with this process
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", script, "sh", str(len(cgroup.entrances)), *map(str, cgroup.entrances), *argv],
+                stdin=watched,
+                stdout=pipes.log[1],
+                stderr=pipes.log[1],
+                pass_fds=pipes.inherited,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._owning)
+            raise
+        finally:
+            os.close(watched)
         self._cgroup = cgroup
         self.ended = os.pidfd_open(self._process.pid)
         self.report = pipes.info[0]
@@ -96,8 +121,14 @@ class ColdStart:
             is_ready(self._init, _GRACE_S)
             os.close(self._init)
         os.close(self.ended)
+        os.close(self._owning)
         self._cgroup.kill()
         return cpu_s
+
+    def abandon(self) -> None:
+        """Close this process's copies of its descriptors; it belongs to the process that this one was forked from."""
+        os.close(self.ended)
+        os.close(self._owning)
 
     def _kill_tree(self) -> None:
         pids = list(descendants(self._process.pid))

@@ -193,7 +193,7 @@ class WarmParent:
     def abandon(self) -> None:
         """Close this process's copies of its descriptors; it belongs to the process that this one was forked from."""
         self._control.close()
-        os.close(self._process.ended)
+        self._process.abandon()
         self._close()
 
     def _signal(self, number: signal.Signals) -> None:

@@ -42,6 +42,7 @@ class Store:
         below: Path | None = None,
         skip: Callable[[str], bool] | None = None,
         take: bool = False,
+        before_upload: Callable[[], None] | None = None,
     ) -> Artifact:
         """Store a file or folder and return its name; the same content twice is stored once.
 
@@ -50,6 +51,7 @@ class Store:
             skip: Told each path inside a folder; True leaves that file or subfolder out.
             take: The files are the caller's, who removes them next and lets nobody write to them: they are not copied
                 but become the stored ones, where they lie on the store's file system.
+            before_upload: Called when what is left to do is to wait for the bucket; never where there is none.
 
         Raises:
             ModelFailed, NeedsInput: A link, special file, strange name; the hint says what to do.
@@ -66,6 +68,8 @@ class Store:
                         artifact = _of_folder(tuple(copying.folder(fd, path, skip)))
             except LinkFound as found:
                 raise link_refusal(found, path, below=below) from None
+            if self.shared is not None and before_upload is not None:
+                before_upload()
             return self._keep(artifact, scratch)
 
     def put_files(self, files: Mapping[str, Path | bytes], *, below: Path | None = None) -> Artifact:

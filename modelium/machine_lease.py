@@ -39,6 +39,7 @@ _GPU = range(2 + MOST_STEPS, 3 + MOST_STEPS)
 """One for all GPUs: every step that needs one is given the first, and its memory is not in the budget."""
 _MEMORY = range(1 << 20, 1 << 30)
 _LINE = range(1 << 30, 1 << 40)
+_LEDGER = range(0, 1 << 40)
 
 Ask = Callable[[], bool]
 
@@ -50,6 +51,10 @@ class Lease:
     waited_s: float
     memory_bytes: int
     _locks: ByteLocks = field(repr=False, compare=False)
+
+    def give_back(self) -> None:
+        """Give everything back before the block ends: what is left to do in it takes no part of the machine."""
+        self._locks.give(_LEDGER)
 
     def take_machine(self, should_stop: Ask = lambda: False) -> float:
         """Give the place back, keep the memory, and return the seconds waited until every place is held.

@@ -53,7 +53,8 @@ def cache_key(
         versions: The toolchain's library versions.
         trust: The level of isolation the step runs under (:attr:`Isolation.level`); what was made under less never
             serves a worker that has more, on whatever machine.
-        machine: Where it ran, for results that hold there only; see :func:`machine_identity`.
+        machine: Where it ran, for results that hold there only; see :func:`machine_identity`. Answers in int8 hold
+            where sums of products saturate alike.
     """
     # What a step may use ends it or does not: of one that succeeded, nothing depends on the limit.
     asked = request.model_dump(mode="json", exclude={"memory_bytes"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -171,9 +172,9 @@ class Work:
                 step_runs.save(context.database, run)
                 context.prepare(*then)
                 if not exclusive:
-                    return self._execute(request, run, tools, others)
+                    return self._execute(request, run, tools, others, lease)
                 with Handover(lease, context.home.workspaces, self.stopping.is_set) as handover:
-                    return self._execute(request, run, tools, others, handover)
+                    return self._execute(request, run, tools, others, lease, handover)
 
     def _reuse(self, key: str, run: StepRun, reusable: Callable[[StepRun], bool]) -> StepRun | None:
         """Record and return ``run`` with the outputs of an earlier one, if its outputs are all stored still."""
@@ -196,6 +197,7 @@ class Work:
         run: StepRun,
         tools: Toolchain,
         others: tuple[Toolchain, ...],
+        lease: machine_lease.Lease,
         handover: Handover | None = None,
     ) -> StepRun:
         import executor
@@ -227,33 +229,37 @@ class Work:
                 handover.hear(message)
 
         ended: dict[str, Any] = {"state": StepRunState.CANCELLED}
-        try:
-            with executor.run(
-                spec,
-                workspaces=context.home.workspaces,
-                sandbox=context.sandbox,
-                on_progress=on_progress,
-                on_log=live.add_log,
-                should_stop=should_stop,
-            ) as output:
-                ended = self._collect(output)
-        except StoreUnavailable as error:
-            ended = {"state": StepRunState.FAILED, "error": error.document()}
-            raise
-        finally:
-            if not self.lost:
-                run = run.model_copy(update={**ended, "ended_at": db.now()})
-                step_runs.save(context.database, run)
+        with contextlib.ExitStack() as until_recorded:
+            try:
+                with executor.run(
+                    spec,
+                    workspaces=context.home.workspaces,
+                    sandbox=context.sandbox,
+                    on_progress=on_progress,
+                    on_log=live.add_log,
+                    should_stop=should_stop,
+                ) as output:
+                    until_recorded.enter_context(garbage.kept(context))
+                    ended = self._collect(output, lease)
+            except StoreUnavailable as error:
+                ended = {"state": StepRunState.FAILED, "error": error.document()}
+                raise
+            finally:
+                if not self.lost:
+                    run = run.model_copy(update={**ended, "ended_at": db.now()})
+                    step_runs.save(context.database, run)
         log.info("step %s %s", kind, run.state.value, extra=extra)
         self.check()
         return run
 
-    def _collect(self, output: StepOutput) -> dict[str, Any]:
+    def _collect(self, output: StepOutput, lease: machine_lease.Lease) -> dict[str, Any]:
         result = output.result
         made = output.outputs if result.ok else {}
         # Nothing of a sandbox runs any more once it has ended; without one, something may still write.
         take = output.isolation.backend != "none"
-        stored = {name: self.context.store.put(path, take=take) for name, path in made.items()}
+        put = self.context.store.put
+        # Hashing takes the machine's time, an upload hardly: the next step need not wait for it.
+        stored = {name: put(path, take=take, before_upload=lease.give_back) for name, path in made.items()}
         with self.context.database.write() as connection:
             for artifact in stored.values():
                 db.keep_artifact(connection, artifact)

@@ -12,6 +12,7 @@ from planner.shape_of_work import (
     own_precision,
     weight_bytes,
 )
+from planner.weight_bits import weight_bits, why_so_many
 from planner.words import bytes_in_words, operators_in_words
 from schemas.catalog import SERVED_OPSET
 from schemas.descriptor import Format, ModelDescriptor
@@ -154,17 +155,19 @@ def _int8(setting: Setting, to_onnx: tuple[Step, ...], before: tuple[Step, ...],
         before = to_onnx
         quantise = step(
             "onnx_int8_static",
-            {},
-            f"{held}: dynamic int8 leaves convolutions as they are, so the ranges of the activations are calibrated.",
+            weight_bits(setting),
+            f"{held}: dynamic int8 leaves convolutions as they are, so the ranges of the activations are calibrated."
+            f"{why_so_many(setting)}",
         )
     else:
         quantise = step(
             "onnx_int8",
-            {"per_channel": True, "weight_type": "int8"},
-            "One scale per output channel: a single scale per matrix lets one large weight coarsen all the others.",
+            {"per_channel": True, "weight_type": "int8", **weight_bits(setting)},
+            "One scale per output channel: a single scale per matrix lets one large weight coarsen all the others."
+            f"{why_so_many(setting)}",
             step(
                 "onnx_int8",
-                {"per_channel": False, "weight_type": "int8"},
+                {"per_channel": False, "weight_type": "int8", **weight_bits(setting)},
                 "If an operator takes no scale per channel: one scale per matrix.",
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.onnx_route import optimise, why_no_int8
 from planner.setting import Route, Setting, step
 from planner.shape_of_work import own_precision, weight_bytes
+from planner.weight_bits import weight_bits, why_so_many
 from planner.words import bytes_in_words
 from schemas.descriptor import Format
 from schemas.plan import ORIGINAL, Candidate, Step
@@ -110,8 +111,9 @@ def _int8(setting: Setting, base: tuple[Step, ...], route: Route) -> None:
     weights = weight_bytes(setting.descriptor)
     quantise = step(
         "openvino_int8",
-        {},
-        "Weights and activations in int8, ranges calibrated on real rows, hard layers smoothed or left in float.",
+        weight_bits(setting),
+        "Weights and activations in int8, ranges calibrated on real rows, hard layers smoothed or left in float."
+        f"{why_so_many(setting)}",
     )
     route.candidates.append(
         Candidate(

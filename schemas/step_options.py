@@ -202,6 +202,7 @@ class OpenvinoInt8Options(QuantizationSearchOptions):
         description="What bounds an activation: the mean of the inputs' extremes, or the widest; auto tries those "
         "where the mean misses the tolerance, but for transformers, whose outliers they would keep",
     )
+    reduce_range: bool = Field(default=False, description="7-bit weights, for CPUs without VNNI")
     fast_bias_correction: bool = True
     subset_size: int = Field(default=128, ge=1, le=1000, description="Inputs that activations are calibrated on")
     ignored: tuple[str, ...] = Field(default=(), max_length=200, description="Operators by name that stay in float")

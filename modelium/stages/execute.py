@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from modelium.arrivals import end_state
+from modelium.cpu_flags import cpu_flags
 from modelium.stages.analyze import model_inputs, model_sha256
 from modelium.stages.next_state import Next
 from modelium.work import Work, failure
@@ -252,6 +253,8 @@ def _run(work: Work, step: Step, inputs: dict[str, str], descriptor: ModelDescri
 def _prove(
     work: Work, candidate: Candidate, descriptor: ModelDescriptor, reference: str, account: CandidateAccount
 ) -> CandidateAccount:
+    from planner.weight_bits import saturates
+
     assert account.model_sha256 is not None
     run = work.step(
         "parity",
@@ -265,6 +268,7 @@ def _prove(
         contender=candidate.id,
         descriptor=descriptor,
         with_target=True,
+        machine="saturates" if candidate.precision is Precision.INT8 and saturates(cpu_flags()) else "",
     )
     steps = (*account.steps, run.id)
     if run.state is not StepRunState.SUCCEEDED:

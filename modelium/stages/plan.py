@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 from modelium import jobs
 from modelium.context import Context
+from modelium.cpu_flags import cpu_flags
 from modelium.stages.analyze import as_it_is, model_sha256
 from modelium.stages.next_state import Next
 from modelium.work import Work
@@ -72,16 +72,6 @@ def _served_whole(work: Work, server: Runtime) -> dict[str, Any]:
     return {"plan": chosen, "candidates": [account.model_dump(mode="json")], "verdict": verdict}
 
 
-def _cpu_flags() -> frozenset[str]:
-    """Return what Linux says this processor can do."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    lines = (line.partition(":") for line in text.splitlines())
-    return next((frozenset(v.split()) for k, _, v in lines if k.strip() in ("flags", "Features")), frozenset())
-
-
 def make_plan(
     context: Context, descriptor: ModelDescriptor, target: TargetProfile
 ) -> tuple[ConversionPlan, tuple[PlanFinding, ...]]:
@@ -89,7 +79,7 @@ def make_plan(
     from planner import rules
     from validator import MachineBounds, check
 
-    chosen = rules.plan(descriptor, target, context.toolchains, _cpu_flags())
+    chosen = rules.plan(descriptor, target, context.toolchains, cpu_flags())
     machine = MachineBounds(
         memory_bytes=min(context.settings.step_memory_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         disk_bytes=shutil.disk_usage(context.home.root).free,

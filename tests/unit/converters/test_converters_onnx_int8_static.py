@@ -216,3 +216,16 @@ def test_a_target_that_nothing_meets_still_gets_the_best_model(static):
     narrow = TargetProfile(tolerances={Precision.INT8: Tolerance(min_cosine=1.0)})
     report = onnx_int8_static.convert(static(conv_net(), target=narrow, search_trials=3)).report
     assert any("misses" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("kind", "convert"), [("onnx_int8_static", onnx_int8_static), ("onnx_int8", onnx_int8)])
+def test_seven_bits_are_multiplied_right_on_every_cpu(static, run_onnx, kind, convert):
+    """All values are large: where the CPU adds two products in 16 bits, those with eight bits overflow."""
+    weights = [numpy_helper.from_array(np.ones((64, 64), np.float32), "w")]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")]
+    graph = helper.make_graph(nodes, "net", [value("x", ["batch", 64])], [value("y", ["batch", 64])], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    context = static(model, kind=kind, reduce_range=True, search_trials=1)
+    convert.convert(context)
+    x = np.full((3, 64), 2.5, np.float32)
+    assert run_onnx(context, {"x": x})["y"] == pytest.approx(run(model, {"x": x})["y"], rel=0.02)

@@ -239,6 +239,21 @@ def test_a_few_rows_far_larger_than_the_rest_are_not_cut_off(bench: Bench, tmp_p
     assert bench.parity(folder / "model", descriptor, reference, Precision.INT8).passed
 
 
+def test_seven_bits_are_multiplied_right_on_every_cpu(bench: Bench, tmp_path: Path) -> None:
+    """All values are near the largest there are: where the CPU adds two products in 16 bits, eight bits overflow."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.uniform(0.95, 1, (64, 64)).astype(np.float32) for name in ("w", "v")}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])]
+    model = graph(nodes, [value("x", [BATCH_AXIS, 64])], [value("y", [BATCH_AXIS, 64])], weights)
+    descriptor, path = described(model), saved(model, tmp_path)
+    rows = rng.uniform(0.9, 1, (64, 64)).astype(np.float32)
+    reference = bench.reference(path, descriptor, {"x": rows})
+    _, ir = bench.step("onnx_openvino", descriptor, model=path, reference=reference)
+    options = {"reduce_range": True, "search_trials": 1}
+    _, folder = bench.step("openvino_int8", descriptor, options=options, model=ir / "model", reference=reference)
+    assert bench.parity(folder / "model", descriptor, reference, Precision.INT8).passed
+
+
 def test_weights_shrink_and_bf16_is_asked_for(bench: Bench, digits) -> None:
     path, samples = digits
     descriptor = described(onnx.load(path), labels=LABELS)

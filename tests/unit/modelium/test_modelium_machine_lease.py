@@ -9,16 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingestion.shared_artifacts import SharedArtifacts
+from ingestion.store import Store
 from modelium import machine_lease
 from modelium.byte_locks import ByteLocks
 from modelium.machine_lease import UNIT_BYTES, hold, rest, spare_place
+from schemas.artifact import Artifact
 from schemas.errors import Cancelled
 
 
@@ -149,6 +152,8 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     code = f"""
 import time
 from pathlib import Path
+from ingestion.shared_artifacts import SharedArtifacts
+from ingestion.store import Store
 from modelium import machine_lease
 machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
 with machine_lease.hold(exclusive=False, memory_bytes=90 << 20, budget_bytes=100 << 20):
@@ -176,6 +181,8 @@ def test_what_a_killed_process_had_is_free_at_once(holder: subprocess.Popen[byte
 def test_a_killed_waiter_holds_nobody_up(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
+from ingestion.shared_artifacts import SharedArtifacts
+from ingestion.store import Store
 from modelium import machine_lease
 machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
 Path({str(tmp_path / "asking")!r}).touch()
@@ -396,6 +403,8 @@ def test_who_is_cancelled_while_it_waits_for_the_machine_holds_nobody_up() -> No
 def test_a_process_killed_while_it_waits_for_the_machine_holds_nobody_up(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
+from ingestion.shared_artifacts import SharedArtifacts
+from ingestion.store import Store
 from modelium import machine_lease
 machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
 with machine_lease.hold(exclusive=False, memory_bytes=90 << 20, budget_bytes=100 << 20) as lease:
@@ -416,6 +425,8 @@ with machine_lease.hold(exclusive=False, memory_bytes=90 << 20, budget_bytes=100
 def test_measurements_of_several_processes_all_get_the_machine(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
+from ingestion.shared_artifacts import SharedArtifacts
+from ingestion.store import Store
 from modelium import machine_lease
 machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
 for _ in range(5):
@@ -431,3 +442,22 @@ for _ in range(5):
         for process in processes:
             process.kill()
             process.wait()
+
+
+def test_a_step_that_waits_for_a_bucket_has_given_all_of_its_lease_back(tmp_path: Path) -> None:
+    whole = {"exclusive": False, "at_once": 1, "memory_bytes": 1 << 30, "budget_bytes": 1 << 30, "gpu": True}
+    give_up = time.monotonic() + 20
+
+    class Slow(SharedArtifacts):
+        others = 0
+
+        def share(self, artifact: Artifact, blobs: Mapping[str, Path]) -> Artifact:
+            with hold(**whole, should_stop=lambda: time.monotonic() > give_up):  # type: ignore[arg-type]
+                self.others += 1
+            return artifact
+
+    shared = Slow(None)  # type: ignore[arg-type]
+    (tmp_path / "made").write_text("made")
+    with hold(**whole) as lease:  # type: ignore[arg-type]
+        Store(tmp_path / "store", shared=shared).put(tmp_path / "made", before_upload=lease.give_back)
+    assert shared.others == 1

@@ -230,3 +230,29 @@ def test_every_plan_of_the_rules_passes_the_validator(format_: Format, runtime: 
     machine = MachineBounds(memory_bytes=64 << 30, disk_bytes=1 << 40, cpus=2)
     findings = check(made, descriptor=descriptor, target=target, machine=machine)
     assert not [finding for finding in findings if finding.level is FindingLevel.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("flags", "option", "reason"),
+    [
+        ({"sse2", "avx2"}, {"reduce_range": True}, "lacks"),
+        ({"sse2", "avx2", "avx512f"}, {"reduce_range": True}, "lacks"),
+        ({"sse2", "avx2", "avx_vnni"}, {}, "serve it on CPUs with VNNI"),
+        ({"sse2", "avx2", "avx512f", "avx512_vnni"}, {}, "serve it on CPUs with VNNI"),
+        ({"asimd", "asimddp"}, {}, ""),
+        (set(), {}, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    "model", [MINILM, describe(Format.ONNX, parameter_bytes=90_900_000, operators={"Conv": 50, "Gemm": 1})]
+)
+def test_weights_have_as_many_bits_as_the_cpu_multiplies_right(
+    model: ModelDescriptor, flags: set[str], option: dict[str, bool], reason: str
+) -> None:
+    allowing = TargetProfile(runtime=Runtime.TRITON, precisions=(Precision.FP32, Precision.INT8))
+    made = plan(model, allowing, {"onnx", "torch", "openvino"}, frozenset(flags))
+    steps = [candidate.steps[-1] for candidate in made.candidates if candidate.precision is Precision.INT8]
+    assert len(steps) == 2, "onnxruntime's and OpenVINO's"
+    for step in (one for last in steps for one in (last, *last.fallbacks)):
+        assert {name: on for name, on in step.options.items() if name == "reduce_range" and on} == option
+    assert all(reason in last.reason and (reason or " bits" not in last.reason) for last in steps)
