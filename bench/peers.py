@@ -14,7 +14,7 @@ from pathlib import Path
 CACHE = Path(__file__).parent.parent / ".cache/peers"
 _COMMON = ("torch==2.13.0", "onnx==1.23.2", "onnxruntime==1.31.1", "numpy==2.4.6")
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    "optimum": (*_COMMON, "optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6"),
+    "optimum": (*_COMMON, "optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6", "datasets"),
     "olive": (
         *_COMMON,
         "olive-ai==0.13.0",

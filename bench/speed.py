@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,37 +25,13 @@ sys.path[:0] = [str(CHECKOUT / "bench"), str(CHECKOUT)]
 
 import peers  # noqa: E402
 import speed_models  # noqa: E402
+from speed_page import BATCHES, INT8, Contender, kind_of, page, table_of  # noqa: E402
 
 from schemas.descriptor import Format, ModelDescriptor  # noqa: E402
-from schemas.target import DEFAULT_TOLERANCES, Precision  # noqa: E402
 
 PAGE, KEPT = CHECKOUT / "docs/speed.md", CHECKOUT / "docs/speed.json"
 MODELIUM = Path(sys.executable).parent / "modelium"
-BATCHES = (1, 8)
 PEER_TIMEOUT_S = 1200
-INT8 = DEFAULT_TOLERANCES[Precision.INT8].min_cosine
-"""What a peer's file has to reach to count: the loosest that ours have to."""
-
-
-@dataclass
-class Contender:
-    """One line of a model's table, on the real samples.
-
-    ``cosine`` is the least of all rows; ``agreement`` the share of rows with the original's best class, ``accuracy``
-    that with the right one, where labels are known.
-    """
-
-    name: str
-    side: str
-    format: str = Format.ONNX.value
-    size_bytes: int = 0
-    latency_ms: dict[int, float] = field(default_factory=dict)
-    throughput_per_s: dict[int, float] = field(default_factory=dict)
-    cosine: float | None = None
-    agreement: float | None = None
-    accuracy: float | None = None
-    passed: bool = False
-    error: str = ""
 
 
 def main() -> None:
@@ -75,11 +51,12 @@ def main() -> None:
             "machine": machine,
             "contenders": [asdict(contender) for contender in table],
         }
-        print("\n".join(_table(name, table)), file=sys.stderr, flush=True)
+        print("\n".join(table_of(name, table)), file=sys.stderr, flush=True)
         if not asked.no_peers:
             kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-            KEPT.write_text(json.dumps(kept | measured, indent=1) + "\n")
-            PAGE.write_text("\n".join(_page(json.loads(KEPT.read_text()))))
+            kept.setdefault(kind_of(machine), {"note": "", "models": {}})["models"][name] = measured[name]
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+            PAGE.write_text("\n".join(page(kept)))
     if asked.json:
         print(json.dumps(measured))
 
@@ -237,99 +214,6 @@ def _time(
         known[found.contender].throughput_per_s[found.batch] = found.throughput_per_s
     for name, reason in report.failures.items():
         known[name].error = reason
-
-
-def _table(name: str, contenders: list[Contender]) -> list[str]:
-    eager = next(c for c in contenders if c.name == "original").latency_ms
-    labelled = any(contender.accuracy is not None for contender in contenders)
-    lines = [
-        f"### {speed_models.MODELS[name][0]}",
-        "",
-        "| contender | b1 ms | b8 ms | × original, b1 | × b8 | rows/s, b8 | MB | least cosine |"
-        + " same class | right class |" * labelled,
-        "|---|---|---|---|---|---|---|---|" + "---|---|" * labelled,
-    ]
-    best = _best(contenders, "ours")
-    order = sorted(contenders, key=lambda c: (c.latency_ms.get(1, float("inf")), c.name))
-    for contender in order:
-        ms = contender.latency_ms
-        title = f"**{contender.name}**" if contender is best else contender.name
-        if not ms:
-            lines.append(
-                f"| {title} | {contender.error or 'not measured'} | | | | | | {_figure(contender.cosine, 4)} |"
-            )
-            continue
-        cells = [
-            *(_figure(ms.get(batch), 2) for batch in BATCHES),
-            *(_figure(eager[b] / ms[b] if b in ms and b in eager else None, 2) for b in BATCHES),
-            _figure(contender.throughput_per_s.get(BATCHES[-1]), 0),
-            f"{contender.size_bytes / 1e6:.1f}",
-            _figure(contender.cosine, 4) + ("" if contender.passed else " (misses)"),
-        ]
-        if labelled:
-            cells += [_figure(share and 100 * share, 1) + " %" for share in (contender.agreement, contender.accuracy)]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _best(contenders: list[Contender], *sides: str) -> Contender | None:
-    able = [c for c in contenders if c.side in sides and c.passed and 1 in c.latency_ms]
-    return min(able, key=lambda c: c.latency_ms[1], default=None)
-
-
-def _page(kept: dict[str, Any]) -> list[str]:
-    lines = [
-        "# Speed",
-        "",
-        "`make bench-speed` made this page, a model at a time. All contenders of a model are timed in one run, in",
-        "turn, by the pipeline's own `measure` step: one process per runtime, the same inputs, the same threads.",
-        f"Cosines are the least over the rows of the samples; a contender below {INT8:g} misses. ResNet-50, ViT, BERT",
-        "and the Whisper encoder have random weights: they show speed, and agreement only with themselves;",
-        "the ResNet-18 is trained, and its classes are counted on pictures that it has not seen. MiniLM's",
-        "target asks int8 for a cosine of 0.995 (`tolerances: {int8: {min_cosine: 0.995}}`): what costs more than",
-        "that stays in float. Times of one day do not compare with those of another: the machine is a shared one.",
-        "OpenVINO's times up to 2026-11-30 were taken on input memory that was not held: read them as near, not exact.",
-        "",
-        "| model | ours | b1 ms | × original | best peer | b1 ms | ours is faster by | measured |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    tables: dict[str, list[Contender]] = {}
-    for name in (name for name in speed_models.MODELS if name in kept):
-        contenders = tables[name] = [_contender(found) for found in kept[name]["contenders"]]
-        ours, peer = _best(contenders, "ours"), _best(contenders, *peers.REQUIREMENTS)
-        eager = next(c for c in contenders if c.name == "original").latency_ms.get(1)
-        mine, theirs = (c.latency_ms[1] if c else None for c in (ours, peer))
-        cells = [
-            speed_models.MODELS[name][0],
-            ours.name if ours else "none",
-            _figure(mine, 2),
-            _figure(eager / mine if eager and mine else None, 2),
-            peer.name if peer else "none",
-            _figure(theirs, 2),
-            _figure(theirs / mine if theirs and mine else None, 2),
-            kept[name]["date"],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    for name, contenders in tables.items():
-        machine = kept[name]["machine"]
-        versions = ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items())
-        lines += _table(name, contenders)
-        lines += [f"{machine.get('cpu')}, {machine.get('threads')} threads; {versions}. {kept[name]['date']}.", ""]
-    theirs_ = "; ".join(f"{peer}: {', '.join(wanted[4:])}" for peer, wanted in peers.REQUIREMENTS.items())
-    return [*lines, f"Peers' own environments: {theirs_}.", ""]
-
-
-def _contender(found: dict[str, Any]) -> Contender:
-    """Return what :func:`asdict` made JSON of."""
-    sizes = {
-        name: {int(batch): value for batch, value in found[name].items()} for name in ("latency_ms", "throughput_per_s")
-    }
-    return Contender(**{**found, **sizes})
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

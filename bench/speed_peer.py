@@ -16,6 +16,8 @@ from typing import Any
 
 OPSET = 17
 _INT8 = {"per_channel": True}
+_HAS_VNNI = any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+"""Without it 8-bit products overflow on x86; each peer has an option for such CPUs, which is then used."""
 _IMAGES = "pixel_values"
 found: dict[str, dict[str, str]] = {}
 
@@ -45,6 +47,12 @@ def optimum(model: Path, out: Path, samples: Path, name: str) -> None:
         main_export(str(model), folder, task=task, opset=OPSET, do_validation=False, device="cpu", optimize=level)
         return folder / name
 
+    def config(*, is_static: bool) -> Any:
+        from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+        made = AutoQuantizationConfig.avx512_vnni if _HAS_VNNI else AutoQuantizationConfig.avx2
+        return made(is_static=is_static, **_INT8)
+
     plain = tried("fp32", lambda: export(None))
     tried("o3", lambda: export("O3"))
     if plain is None:
@@ -52,25 +60,24 @@ def optimum(model: Path, out: Path, samples: Path, name: str) -> None:
 
     def dynamic() -> Path:
         from optimum.onnxruntime import ORTQuantizer
-        from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-        config = AutoQuantizationConfig.avx512_vnni(is_static=False, **_INT8)
-        ORTQuantizer.from_pretrained(plain.parent, file_name=name).quantize(config, out / "dynamic")
+        quantizer = ORTQuantizer.from_pretrained(plain.parent, file_name=name)
+        quantizer.quantize(config(is_static=False), out / "dynamic")
         return out / "dynamic" / name.replace(".onnx", "_quantized.onnx")
 
     def static() -> Path:
         import numpy as np
         from datasets import Dataset
         from optimum.onnxruntime import ORTQuantizer
-        from optimum.onnxruntime.configuration import AutoCalibrationConfig, AutoQuantizationConfig
+        from optimum.onnxruntime.configuration import AutoCalibrationConfig
 
-        config = AutoQuantizationConfig.avx512_vnni(is_static=True, **_INT8)
         rows = Dataset.from_dict({_IMAGES: list(np.load(samples)[_IMAGES])})
         quantizer = ORTQuantizer.from_pretrained(plain.parent, file_name=name)
         calibration = AutoCalibrationConfig.minmax(rows)
-        kinds = config.operators_to_quantize
+        chosen = config(is_static=True)
+        kinds = chosen.operators_to_quantize
         ranges = quantizer.fit(dataset=rows, calibration_config=calibration, operators_to_quantize=kinds)
-        quantizer.quantize(config, out / "static", calibration_tensors_range=ranges)
+        quantizer.quantize(chosen, out / "static", calibration_tensors_range=ranges)
         return out / "static" / name.replace(".onnx", "_quantized.onnx")
 
     tried("int8-dynamic", dynamic)
@@ -91,6 +98,7 @@ def olive(model: Path, out: Path, samples: Path, name: str) -> None:
         }  # fmt: skip
     conversion = {"type": "OnnxConversion", "target_opset": OPSET}
     fused = {"type": "OrtTransformersOptimization", "opt_level": 1}
+    int8 = {**_INT8, "reduce_range": not _HAS_VNNI}
 
     def workflow(variant: str, passes: dict[str, Any], data: list[dict[str, Any]] | None = None) -> Path:
         folder = out / variant
@@ -100,11 +108,11 @@ def olive(model: Path, out: Path, samples: Path, name: str) -> None:
 
     def static() -> Path:
         data = _raw_images(samples, out / "raw")
-        quantize = {"type": "OnnxStaticQuantization", "data_config": "calibration", "activation_type": "uint8", **_INT8}
+        quantize = {"type": "OnnxStaticQuantization", "data_config": "calibration", "activation_type": "uint8", **int8}
         return workflow("static", {"conversion": conversion, "quantize": quantize}, [data])
 
     tried("fp32", lambda: workflow("fp32", {"conversion": conversion, "tidy": {"type": "OnnxPeepholeOptimizer"}}))
-    dynamic = {"type": "OnnxDynamicQuantization", **_INT8}
+    dynamic = {"type": "OnnxDynamicQuantization", **int8}
     if _has_images(samples):
         tried("int8-static", static)
     else:
