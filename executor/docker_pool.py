@@ -100,8 +100,11 @@ class ContainerPool:
             while not ((found := self._waiting.get(kind)) and found.idle):
                 if kind in self._failed:
                     raise self._failed[kind]
-                if not self._changed.wait(deadline - time.monotonic()):
+                if (left_s := deadline - time.monotonic()) <= 0:
                     raise WarmFailed(f"none was ready after {_START_S} s")
+                self._changed.wait(min(left_s, _LISTEN_EVERY_S))
+                if kind not in self._asked:  # removed to make room, or as idle: it is wanted still
+                    self._ask(kind, 0.0)
 
     def idle(self) -> dict[str, int]:
         """Return the toolchains whose imports are done in a container that waits, with the memory that it holds."""

@@ -26,7 +26,6 @@ from urllib.parse import parse_qs, urlsplit
 import kubernetes_validate
 import pyseccomp
 
-from executor.bwrap_sandbox import _JOIN
 from executor.cgroup import Cgroup
 from executor.toolchain import installation
 from schemas.step_run import Limits
@@ -151,8 +150,17 @@ class Pod:
         filter_in, filter_out = os.pipe()
         os.write(filter_out, _runtime_default())
         os.close(filter_out)
-        join = ["/bin/sh", "-c", _JOIN, "sh", str(len(self.group.entrances)), *map(str, self.group.entrances)]
-        argv = [*join, "/usr/bin/bwrap", *self._isolation(container, filter_in), "--", *self._program(container)]
+        joins = "".join(f"echo $$ >'{entrance}' && " for entrance in self.group.entrances)
+        argv = [
+            "/bin/sh",
+            "-c",
+            f'{joins}exec "$@"',
+            "sh",
+            "/usr/bin/bwrap",
+            *self._isolation(container, filter_in),
+            "--",
+            *self._program(container),
+        ]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[filter_in]
         )
