@@ -25,9 +25,10 @@ sys.path[:0] = [str(CHECKOUT / "bench"), str(CHECKOUT)]
 
 import peers  # noqa: E402
 import speed_models  # noqa: E402
-from speed_page import BATCHES, INT8, Contender, kind_of, page, table_of  # noqa: E402
+from speed_page import BATCHES, Contender, kind_of, page, table_of  # noqa: E402
 
 from schemas.descriptor import Format, ModelDescriptor  # noqa: E402
+from schemas.target import Precision, TargetProfile  # noqa: E402
 
 PAGE, KEPT = CHECKOUT / "docs/speed.md", CHECKOUT / "docs/speed.json"
 MODELIUM = Path(sys.executable).parent / "modelium"
@@ -93,10 +94,12 @@ def _row(name: str, work: Path, *, with_peers: bool, budget_s: float) -> tuple[l
     reference = _reference(account, home)
     contenders[0].accuracy = account["reference"]["accuracy"]
     contenders[0].agreement = 1 if contenders[0].accuracy is not None else None
+    # What ours have to reach in int8 is what a peer's file has to reach to count.
+    least_cosine = TargetProfile.model_validate(account["job"]["target"]).tolerance(Precision.INT8).min_cosine
     if with_peers and made.peer is not None:
         for peer in peers.REQUIREMENTS:
             print(f"{name}: {peer}", file=sys.stderr)
-            for contender, file in _peer(peer, made, work / peer, reference):
+            for contender, file in _peer(peer, made, work / peer, reference, least_cosine):
                 contenders.append(contender)
                 if file is not None:
                     files[contender.name] = file
@@ -112,14 +115,16 @@ def _reference(account: dict[str, Any], home: Path) -> Path:
     raise SystemExit("The account names no reference.")
 
 
-def _peer(peer: str, made: speed_models.Made, out: Path, reference: Path) -> list[tuple[Contender, Path | None]]:
+def _peer(
+    peer: str, made: speed_models.Made, out: Path, reference: Path, least_cosine: float
+) -> list[tuple[Contender, Path | None]]:
     """Return what the peer made, each in a folder of its own, and whether it gives what the original gives."""
     out.mkdir()
     samples = made.model / "samples.npz"
     command = [peers.interpreter(peer), "-P", CHECKOUT / "bench/speed_peer.py", peer, made.peer, out, samples]
     try:
         done = subprocess.run(
-            [*command, made.peer_file], capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False
+            [*command, made.peer_file], capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False, cwd=out
         )
         told: dict[str, dict[str, str]] = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
@@ -141,7 +146,7 @@ def _peer(peer: str, made: speed_models.Made, out: Path, reference: Path) -> lis
             shutil.copyfile(data, folder / data.name)
         contender.size_bytes = sum(part.stat().st_size for part in folder.iterdir())
         contender.error = _judge(contender, folder / "model.onnx", reference)
-        contender.passed = contender.cosine is not None and contender.cosine >= INT8
+        contender.passed = contender.cosine is not None and contender.cosine >= least_cosine
         rows[-1] = (contender, None if contender.error else folder)
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ from modelium import db, jobs, outbox, supervisor, tasks
 from modelium.context import Context
 from schemas.job import ENDS, JobState
 
-POLL_S = 0.2
+FIRST_POLL_S, POLL_S = 0.02, 0.2
+_POLL_SHARE = 0.05
+"""Of the time followed so far, what may pass until the next look: the end of what ends soon is seen at once."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
     driver = threading.Thread(target=_drive, args=(context, list(job_ids), stop), name="driver", daemon=True)
     driver.start()
     seen: dict[str, Update] = {}
+    began = time.monotonic()
 
     def watch() -> None:
         while True:
@@ -68,7 +72,7 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
                     show(update)
             if all(update.state in ENDS for update in updates) or not alive:
                 return
-            driver.join(POLL_S)
+            driver.join(_pause_s(began))
 
     try:
         watch()
@@ -80,6 +84,10 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
     finally:
         stop.set()
         driver.join(timeout=context.settings.lease_s)
+
+
+def _pause_s(began: float) -> float:
+    return min(POLL_S, max(FIRST_POLL_S, _POLL_SHARE * (time.monotonic() - began)))
 
 
 def _drive(context: Context, job_ids: list[str], stop: threading.Event) -> None:

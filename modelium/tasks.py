@@ -11,8 +11,9 @@ from uuid import uuid4
 from modelium import jobs, step_runs
 from modelium.arrivals import end_state
 from modelium.context import Context
+from modelium.heartbeat import keep_alive
 from modelium.stages.next_state import Next
-from modelium.work import Work, keep_alive
+from modelium.work import Work
 from schemas.errors import ErrorDocument, ModeliumError
 from schemas.job import ENDS, JobState
 

@@ -279,30 +279,6 @@ def _is_model(name: str) -> bool:
     return name == "model" or name.startswith("candidate.")
 
 
-def keep_alive(work: Work, lease_s: float) -> Callable[[], None]:
-    """Start the heartbeat of a claim in a thread; return the function that ends it."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(lease_s / 4):
-            try:
-                if jobs.heartbeat(work.context.database, work.claim.job.id, work.claim.owner, lease_s):
-                    work.stopping.set()
-            except jobs.LeaseLost:
-                work.lost = True
-                work.stopping.set()
-                return
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        ended.set()
-        thread.join(timeout=5)
-
-    return stop
-
-
 def failure(run: StepRun) -> ErrorDocument:
     """Return why a run failed; never None for a run that did."""
     return run.error or ErrorDocument(code="internal", message=f"Step {run.kind} ended without saying why.")

@@ -151,16 +151,8 @@ class Pod:
         os.write(filter_out, _runtime_default())
         os.close(filter_out)
         joins = "".join(f"echo $$ >'{entrance}' && " for entrance in self.group.entrances)
-        argv = [
-            "/bin/sh",
-            "-c",
-            f'{joins}exec "$@"',
-            "sh",
-            "/usr/bin/bwrap",
-            *self._isolation(container, filter_in),
-            "--",
-            *self._program(container),
-        ]
+        launched = ["/bin/sh", "-c", f'{joins}exec "$@"', "sh", "/usr/bin/bwrap"]
+        argv = [*launched, *self._isolation(container, filter_in), "--", *self._program(container)]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[filter_in]
         )
