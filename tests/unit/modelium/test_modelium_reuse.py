@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 
@@ -13,13 +14,17 @@ from ingestion.drops import drops
 from modelium import step_cache, step_memory, step_runs
 from modelium.context import Context
 from modelium.settings import Settings
+from modelium.stages import execute
 from modelium.stages.measure import _is_steady
 from modelium.submit import submit
+from schemas.account import CandidateAccount
 from schemas.catalog import parse_options
 from schemas.descriptor import Format
 from schemas.evidence import Machine, Measurement, MeasureReport
+from schemas.plan import Candidate
 from schemas.step_io import StepRequest
 from schemas.step_run import Isolation, Property, StepRun, StepRunState
+from schemas.target import Precision
 
 
 def measured(contender: str, rounds: tuple[float, ...], median_ms: float) -> Measurement:
@@ -187,3 +192,26 @@ def test_what_was_built_on_a_gpu_is_reused_on_its_machine_only() -> None:
 
     assert where("onnx_tensorrt") == step_cache.machine_identity()
     assert where("onnx_optimize") == where("reference") == ""
+
+
+@pytest.mark.parametrize(("precision", "same"), [(Precision.INT8, False), (Precision.FP32, True)])
+def test_answers_in_int8_are_not_taken_from_a_cpu_that_computes_others(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, same: bool
+) -> None:
+    candidate = Candidate(id="c", format=Format.ONNX, precision=precision, steps=(), reason="r")
+    account = CandidateAccount(id="c", format=Format.ONNX, precision=precision, state="converted", model_sha256="a")
+    machines = []
+
+    class Asked(Exception):
+        pass
+
+    def step(*_: object, **named: object) -> None:
+        machines.append(named["machine"])
+        raise Asked
+
+    work: Any = SimpleNamespace(step=step)
+    for flags in ({"sse2", "avx2"}, {"sse2", "avx2", "avx512_vnni"}):
+        monkeypatch.setattr(execute, "cpu_flags", lambda flags=flags: frozenset(flags))
+        with pytest.raises(Asked):
+            execute._prove(work, candidate, None, "reference", account)  # type: ignore[arg-type]
+    assert (machines[0] == machines[1]) is same

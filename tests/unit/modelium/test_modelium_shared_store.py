@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,15 @@ from ingestion.drops import drops
 from ingestion.folder import FolderSource
 from ingestion.shared_artifacts import SharedArtifacts
 from ingestion.store import Store
-from modelium import db, doctor, jobs, logs, settings, step_runs
+from modelium import db, doctor, jobs, logs, machine_lease, settings, step_runs
 from modelium.context import Context
 from modelium.garbage import collect
 from modelium.settings import Settings
 from modelium.submit import submit
+from modelium.work import Work
+from schemas.artifact import Artifact
 from schemas.errors import StoreUnavailable, UsageError
+from schemas.step_io import StepResult
 from schemas.step_run import StepRun, StepRunState
 
 pytestmark = pytest.mark.s3
@@ -204,3 +208,31 @@ def test_a_bucket_is_refused_with_secrets_in_its_address_or_without_isolation_of
     with pytest.raises(UsageError) as refused:
         settings.load()
     assert "sesame" not in str(refused.value)
+
+
+def test_a_step_waits_for_the_bucket_with_its_place_given_back(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_lease, "runtime_root", lambda: tmp_path)  # other steps run on this machine meanwhile
+    first = machine("first")
+    give_up = time.monotonic() + 20
+    others = 0
+
+    class Slow(SharedArtifacts):
+        def share(self, artifact: Artifact, blobs: Mapping[str, Path]) -> Artifact:
+            nonlocal others
+            with machine_lease.hold(exclusive=True, should_stop=lambda: time.monotonic() > give_up):
+                others += 1
+            return super().share(artifact, blobs)
+
+    assert first.store.shared is not None
+    first.store.shared = Slow(first.store.shared.bucket, grace_s=0.0)
+    (tmp_path / "made").write_text("made")
+    output: Any = SimpleNamespace(
+        result=StepResult(ok=True, outputs={"model": "made"}), outputs={"model": tmp_path / "made"},
+        isolation=SimpleNamespace(backend="none"), usage=None, log="",
+    )  # fmt: skip
+    claim: Any = None
+    with machine_lease.hold(exclusive=False, memory_bytes=1 << 20) as lease:
+        ended = Work(first, claim)._collect(output, lease)
+    assert others == 1 and first.store.shared.has(ended["outputs"]["model"])
