@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from converters import openvino_file
@@ -48,11 +47,10 @@ def convert(context: StepContext) -> StepOutcome:
     transformer = options.model_type == "transformer" or (options.model_type == "auto" and is_transformer(model))
     context.progress(0.1, f"Calibrating on {len(found.feeds)} inputs")
 
-    def quantised(ignored: Collection[str], widest: bool) -> openvino.Model:
-        return quantize(model, options, found, transformer, (*options.ignored, *ignored), widest=widest)
+    def quantised(*, widest: bool) -> openvino.Model:
+        return quantize(model, options, found, transformer, widest=widest)
 
-    widest = options.ranges == "widest"
-    result = quantised((), widest)
+    result = quantised(widest=options.ranges == "widest")
     done = quantised_names(result)
     if not done:
         raise ConversionFailed("The quantiser left every operator of the model in float.")
@@ -64,11 +62,11 @@ def convert(context: StepContext) -> StepOutcome:
     trial = search.judged(result)
     if trial.missed and options.ranges == "auto" and options.search_trials > 1 and not transformer:
         context.progress(0.2, "calibrating with the widest ranges")
-        other = search.judged(quantised((), True))
+        other = search.judged(quantised(widest=True))
         if not other.missed or other.error < trial.error:
             notes.append(f"Activations are bounded by their extremes; with the mean of the inputs': {trial.missed}")
-            trial, widest = other, True
-    trial, told = search.run(trial, done, lambda ignored: quantised(ignored, widest))
+            trial = other
+    trial, told = search.run(trial, done)
     notes += told
     cases = [case.feeds for case in reference_cases(context)]
     return openvino_file.finish(context, trial.model, cases, notes)
@@ -79,7 +77,6 @@ def quantize(
     options: OpenvinoInt8Options,
     found: Calibration,
     transformer: bool,
-    ignored: Collection[str],
     *,
     widest: bool,
 ) -> openvino.Model:
@@ -98,6 +95,7 @@ def quantize(
 
     # Symmetric ranges are a little faster, and ruin the activations of GELU and softmax, which lie on one side of zero.
     mixed = transformer or options.preset == "mixed"
+    ignored = list(dict.fromkeys(options.ignored))
     try:
         with quiet():
             quantised: openvino.Model = nncf.quantize(
@@ -107,7 +105,7 @@ def quantize(
                 preset=nncf.QuantizationPreset.MIXED if mixed else nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(found.feeds),
                 fast_bias_correction=options.fast_bias_correction,
-                ignored_scope=nncf.IgnoredScope(names=list(dict.fromkeys(ignored))) if ignored else None,
+                ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(
                     overflow_fix=OverflowFix.ENABLE if options.reduce_range else None,
                     activations_range_estimator_params=(

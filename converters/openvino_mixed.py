@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,10 @@ _RANKED_ROWS = 8
 """What operators are ranked on; whether a model passes is judged on everything."""
 _MOST_EXCLUDED = 0.5
 """A model with more than this share of its operators in float is hardly quantised any more."""
+_RANKING_SHARE = 0.4
+"""Of the time, what ranking may take at most; the rest is for judging models."""
 _NAMED = 8
 """Operators that a note names."""
-
-Quantised = Callable[[Collection[str]], "openvino.Model"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Search:
         self._reference = Reference.open(context.input("reference"))
         self._tolerance = (context.request.target or TargetProfile()).tolerance(Precision.INT8)
 
-    def run(self, first: Trial, names: Sequence[str], quantised: Quantised) -> tuple[Trial, list[str]]:
+    def run(self, first: Trial, names: Sequence[str]) -> tuple[Trial, list[str]]:
         """Return the trial to give, and notes that name the operators that stayed in float.
 
-        ``first`` is quantised in ``names``, and ``quantised`` does it again but for those it is given. Trials and time
-        are bounded by the step's options. Where the tolerance is out of reach the one that came nearest is returned;
-        parity says what it misses.
+        ``first`` is quantised in ``names``; the others that are tried are copies of it that compute some in float.
+        Trials and time are bounded by the step's options: what is tried when the time is spent is finished. Where the
+        tolerance is out of reach ``first`` is returned; parity says what it misses.
         """
         options: OpenvinoInt8Options = self._context.options
         if not first.missed:
@@ -66,30 +66,26 @@ class Search:
         notes = [f"With all of them in int8: {first.missed}"]
         if options.search_trials < 2 or not options.search_budget_s:
             return first, [*notes, "A search for operators to leave in float was not asked for."]
-        deadline = time.monotonic() + options.search_budget_s
-        ranked = self._rank(first.model, names, deadline)
-        most = max(1, int(len(names) * _MOST_EXCLUDED))
-        # Building anew takes as long as the first time; a copy that computes in float where it may tells as much.
-        missed = self.judged(in_float(first.model, self._model, ranked[:most])).missed
-        if missed:
-            return first, [*notes, f"With {most} of {len(names)} in float too, so that none was built: {missed}"]
-        best, kept, count = first, ranked[:0], 1
-        # The first build counts as a trial; at least one more is made however long the ranking took.
-        for number in range(1, options.search_trials):
-            if count > min(most, len(ranked)) or (number > 1 and time.monotonic() > deadline):
+        began = time.monotonic()
+        ranked = self._rank(first.model, names, began + _RANKING_SHARE * options.search_budget_s)
+        passed = max(1, int(len(names) * _MOST_EXCLUDED))
+        best = self.judged(in_float(first.model, self._model, ranked[:passed]))
+        if best.missed:
+            return first, [*notes, f"With {passed} of {len(names)} in float it misses the tolerance too: {best.missed}"]
+        failed, count = 0, 1
+        for number in range(2, options.search_trials):
+            if not failed < count < passed or time.monotonic() > began + options.search_budget_s:
                 break
             self._context.progress(0.6 + 0.2 * number / options.search_trials, f"leaving {count} operators in float")
-            last = self.judged(quantised(ranked[:count]))
-            if last.error < best.error or not last.missed:
-                best, kept = last, ranked[:count]
-            if not last.missed:
-                break
-            count *= 2
+            last = self.judged(in_float(first.model, self._model, ranked[:count]))
+            if last.missed:
+                failed = count
+            else:
+                best, passed = last, count
+            count = min(2 * failed, (failed + passed) // 2)
+        kept = ranked[:passed]
         rest = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
-        if kept:
-            notes.append(f"Stay in float, as they cost the most accuracy: {', '.join(kept[:_NAMED])}{rest}.")
-        if best.missed:
-            notes.append(f"The tolerance was not reached with {len(kept)} of {len(names)} in float: {best.missed}")
+        notes.append(f"Stay in float, as they cost the most accuracy: {', '.join(kept[:_NAMED])}{rest}.")
         return best, notes
 
     def _rank(self, model: openvino.Model, names: Sequence[str], deadline: float) -> list[str]:

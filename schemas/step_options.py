@@ -134,8 +134,8 @@ class OnnxOptimizeOptions(Document):
 class QuantizationSearchOptions(Document):
     """Options of converters that search for the nodes that may not be quantised."""
 
-    search_trials: int = Field(default=6, ge=1, le=50, description="Models built at most; 1 is no search")
-    search_budget_s: float = Field(default=60, ge=0, le=3600, description="No new model is built when it is spent")
+    search_trials: int = Field(default=6, ge=1, le=50, description="Models tried at most; 1 is no search")
+    search_budget_s: float = Field(default=60, ge=0, le=3600, description="No new model is tried when it is spent")
 
 
 class OnnxInt8Options(QuantizationSearchOptions):
@@ -242,7 +242,12 @@ class MeasureOptions(Document):
     )
     rounds: int = Field(default=15, ge=3, le=200, description="Most rounds; they end once the order is clear")
     round_ms: float = Field(default=60, gt=0, le=10_000, description="Least time of a contender's turn")
-    budget_s: float = Field(default=60, gt=0, le=3600, description="Rounds stop early when it is spent (never below 5)")
+    budget_s: float = Field(
+        default=60,
+        gt=0,
+        le=3600,
+        description="Rounds stop early when it is spent: never below 5 where batch sizes decide, and 1 elsewhere",
+    )
 
 
 class TryOptions(Document):

@@ -186,7 +186,8 @@ def test_a_trained_cnn_keeps_its_answers_in_int8(bench: Bench, digits) -> None:
                          reference=reference)  # fmt: skip
     assert "Activations are bounded by their extremes; with the mean of the inputs': Output 'scores'" in same.notes[2]
     assert "With all of them in int8: Output 'scores' has cosine" in same.notes[3]
-    assert "so that none was built" in same.notes[4] and same.size_bytes < converted.size_bytes * 0.6
+    assert same.notes[4].startswith("With 2 of 4 in float it misses the tolerance too: Output 'scores'")
+    assert same.size_bytes < converted.size_bytes * 0.6
 
 
 def test_an_operator_that_int8_ruins_is_found_and_left_in_float(bench: Bench, digits, tmp_path: Path) -> None:
