@@ -25,12 +25,15 @@ from schemas.plan import ORIGINAL
 from schemas.step_io import StepContext, StepRequest
 
 LEAST_RUNS = 3
-"""Timed runs of one turn, however long they take."""
+"""Timed runs of one turn, unless they are long."""
+LONG_MS = 250.0
+"""A run that takes so long is timed once a turn, and none before it is left untimed: to read a gigabyte of weights
+again takes a tenth of that, and a turn of four runs would spend a budget of seconds on one contender."""
 _MOST_RUNS = 2000
 _WARM_RUNS = 3
 _WARM_S = 0.1
 """Warming up stops when both are reached; the TorchScript interpreter compiles during its first runs."""
-_LONGEST_WARM_S = 10.0
+_LONGEST_WARM_S = 2.0
 
 
 class Worker:
@@ -64,21 +67,29 @@ class Worker:
 
 
 def timed(call: Callable[[], object], least_ms: float) -> list[float]:
-    """Return the latency of each run in ms. One run before them is not timed: it brings caches and threads back."""
-    call()
-    latencies: list[float] = []
-    spent = 0.0
+    """Return the latency of each run in ms; of a long one that alone.
+
+    The first run of short ones brings caches and threads back, and is left out.
+    """
     gc.disable()
     try:
-        while (spent < least_ms or len(latencies) < LEAST_RUNS) and len(latencies) < _MOST_RUNS:
-            start = time.perf_counter_ns()
-            call()
-            latency = (time.perf_counter_ns() - start) / 1e6
-            latencies.append(latency)
-            spent += latency
+        first = _latency_ms(call)
+        if first >= max(least_ms, LONG_MS):
+            return [first]
+        latencies: list[float] = []
+        spent_ms = 0.0
+        while (spent_ms < least_ms or len(latencies) < LEAST_RUNS) and len(latencies) < _MOST_RUNS:
+            latencies.append(_latency_ms(call))
+            spent_ms += latencies[-1]
     finally:
         gc.enable()
     return latencies
+
+
+def _latency_ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
 
 
 def _warm(call: Callable[[], object]) -> int:

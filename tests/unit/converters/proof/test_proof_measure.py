@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import statistics
+import time
 
 import numpy as np
 import pytest
 
-from converters import machine, measure
+from converters import machine, measure, measure_worker
 from schemas.descriptor import Format
 
 FAST = {"rounds": 3, "round_ms": 2}
@@ -80,6 +81,24 @@ def test_a_contender_whose_process_dies_takes_none_of_the_others_with_it(tell, w
 def test_rounds_stop_when_the_budget_is_spent_but_never_below_five(tell, write_onnx):
     report = begun(tell, square(write_onnx, 1)).measure({}, rounds=50, round_ms=5, budget_s=0.001, batch_sizes=(1,))
     assert len(report.measurements[0].rounds_ms) == 5
+
+
+def test_other_batch_sizes_are_shown_from_one_round_when_the_budget_is_spent(tell, write_onnx):
+    report = begun(tell, square(write_onnx, 1)).measure(
+        {}, rounds=50, round_ms=2, budget_s=0.001, batch_sizes=(1, 8), deciding=(1,)
+    )
+    assert {m.batch: len(m.rounds_ms) for m in report.measurements} == {1: 5, 8: 1}
+
+
+def test_a_long_run_is_timed_once_a_turn_and_short_ones_after_one_that_is_not_timed(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure_worker, "LONG_MS", 20)
+    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 10)) == len(calls) == 1
+    calls.clear()
+    # A turn may be asked to be longer than what is long elsewhere.
+    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 40)) == len(calls) - 1 == 3
+    calls.clear()
+    assert len(measure_worker.timed(lambda: calls.append(None), 0.001)) == len(calls) - 1 == 3
 
 
 def test_rounds_stop_once_the_order_is_clear_and_other_batch_sizes_are_shown_from_a_few(tell, write_onnx):
