@@ -17,8 +17,9 @@ Run = Callable[[Mapping[str, Array]], Arrays]
 
 ROWS_AT_ONCE = 32
 """Rows of a large sample that go through a model together."""
-_ROWS_ALONE = 8
-"""Rows of each case that are also run one by one, spread over it from the first to the last."""
+_ROWS_ALONE = 4
+"""Rows of each case that are also run one by one, spread over it from the first to the last. What mixes rows shows in
+all of them, in all but the first (a running sum), or in those that fall behind a border."""
 
 
 def has_batch_axis(specs: Sequence[TensorSpec]) -> bool:

@@ -23,7 +23,7 @@ from converters.batching import (
     take,
 )
 from converters.domain import Domain
-from converters.reference_cases import SAMPLES, TRACE, write_case, write_report
+from converters.reference_cases import REAL, SAMPLES, TRACE, write_case, write_report
 from converters.runners import Runner, descriptor_of, load_original
 from converters.sampling import (
     ROWS_AXIS,
@@ -106,7 +106,7 @@ def reference(context: StepContext) -> StepOutcome:
     report = ReferenceReport(
         cases=tuple(cases),
         outputs=outputs,
-        batching=_batching(descriptor, outputs, runner, proven),
+        batching=_batching(descriptor, outputs, runner, cases, proven),
         has_labels=labels is not None,
         accuracy=share,
         deterministic=deterministic,
@@ -258,14 +258,19 @@ def _batching(
     descriptor: ModelDescriptor,
     outputs: tuple[TensorSpec, ...],
     runner: Runner,
+    cases: list[ReferenceCase],
     ran: list[tuple[Arrays, Arrays]],
 ) -> BatchProof:
     for specs in (descriptor.inputs, outputs):
         if not has_batch_axis(specs):
             return no_batch_axis(specs)
-    # Rows of a case that was run in parts were together with others than these; the small cases say enough.
-    cases = [(feeds, given) for feeds, given in ran if row_count(feeds) <= ROWS_AT_ONCE]
-    return prove(runner.run, cases, DEFAULT_TOLERANCES[Precision.FP32])
+    # One case of every size, a real one where there is one. Rows of a case that was run in parts were together with
+    # others than these; the small cases say enough.
+    sizes: dict[int, tuple[Arrays, Arrays]] = {}
+    for _, (feeds, given) in sorted(zip(cases, ran, strict=True), key=lambda pair: pair[0].source not in REAL):
+        if row_count(feeds) <= ROWS_AT_ONCE:
+            sizes.setdefault(row_count(feeds), (feeds, given))
+    return prove(runner.run, list(sizes.values()), DEFAULT_TOLERANCES[Precision.FP32])
 
 
 def _class_names(context: StepContext) -> tuple[str, ...]:

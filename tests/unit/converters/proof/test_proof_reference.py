@@ -155,3 +155,23 @@ def test_a_broken_tokenizer_leaves_no_sentences(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     spec = TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"), known_by=KnownBy.PROBE)
     assert sentence_feeds(tmp_path, [spec]) == []
+
+
+def test_rows_are_run_alone_of_one_case_of_every_size_and_of_a_real_one_where_there_is_one(
+    tell, write_onnx, monkeypatch
+):
+    from converters import reference
+
+    model = write_onnx([("Relu", ["x"], ["y"], {})], [("x", "float", ["batch", 4])], [("y", "float", ["batch", 4])])
+    story = tell(model, Format.ONNX, samples={"x": np.full((8, 4), 7, np.float32)})
+    story.probe()
+    proven = []
+    prove = reference.prove
+    monkeypatch.setattr(
+        reference, "prove", lambda run, cases, tolerance: proven.extend(cases) or prove(run, cases, tolerance)
+    )
+    assert story.reference().batching.sizes == (1, 2, 3, 8)
+    by_size = {len(feeds["x"]): feeds["x"] for feeds, _ in proven}
+    assert len(by_size) == len(proven) == 4
+    assert (by_size[8] == 7).all(), "the samples"
+    assert by_size[2].any(), "not the zeros"
