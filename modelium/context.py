@@ -36,6 +36,11 @@ class Context:
         """The home, with its folders made."""
         return Home(self.settings.home).prepare()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever recorded in the home. A database elsewhere is never new."""
+        return not self.settings.database_url and not self.home.database.exists()
+
     @cached_property
     def database(self) -> Database:
         """The database, migrated."""

@@ -333,6 +333,12 @@ def find(database: db.Database, reference: str) -> Job:
     return job_from((by_id or rows)[0])
 
 
+def is_known(database: db.Database, uri: str) -> bool:
+    """Whether anything that lay at ``uri`` was ever recorded as a job."""
+    with database.read() as connection:
+        return connection.execute(select(db.jobs.c.id).where(db.jobs.c.uri == uri).limit(1)).first() is not None
+
+
 def everything(database: db.Database, *, active: bool = False) -> list[Job]:
     """Return the jobs, oldest first; only those that have not ended when ``active``."""
     query = select(db.jobs).order_by(db.jobs.c.created_at)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from modelium import arrivals, garbage, jobs
 from modelium.bell import ring
 from modelium.context import Context
+from modelium.expected import expected_toolchain
 from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
 from schemas.target import TargetProfile
@@ -60,12 +61,26 @@ def submit(context: Context, arrival: Arrival, *, source: str, target: TargetPro
     return arrived
 
 
+def _expect(context: Context, arrival: Arrival) -> None:
+    """Let what the first step of a new drop needs begin its imports while the drop is stored and recorded.
+
+    One that is known already may need no step at all. In a new home the tables are made meanwhile, too.
+    """
+    toolchain = expected_toolchain(arrival.uri, arrival.path)
+    if toolchain is not None and (context.is_new or not jobs.is_known(context.database, arrival.uri)):
+        context.prepare(toolchain)
+
+
 def submit_path(context: Context, path: Path, target: TargetProfile | None = None) -> list[str]:
     """Record every model at ``path`` and return its jobs' ids, with a fresh attempt at those that had ended badly."""
     from ingestion.drops import drops
+    from modelium.supervisor import is_up
 
     ids = []
-    for arrival in drops(path):
+    found = drops(path)
+    if found and not is_up(context):
+        _expect(context, found[0])
+    for arrival in found:
         arrived = submit(context, arrival, source="cli", target=target)
         state = jobs.find(context.database, arrived.job_id).state
         if not arrived.new and state in ENDS - {JobState.DEPLOYED, JobState.UNCHANGED}:
