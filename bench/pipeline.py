@@ -14,6 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from modelium import settings, supervisor
+from modelium.context import Context
+
 MODELIUM = Path(sys.executable).parent / "modelium"
 
 
@@ -38,6 +41,10 @@ def running(home: Path, *first: Path) -> Iterator[None]:
     with (home.parent / f"{home.name}.log").open("wb") as log:
         up = subprocess.Popen([MODELIUM, "--home", home, "up"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
+            # Before that, commands would run the stages themselves.
+            while not supervisor.is_up(Context(settings.load(home=home))):
+                assert up.poll() is None, "`modelium up` has ended"
+                time.sleep(0.1)
             for model in first:
                 convert(home, model)
             yield
