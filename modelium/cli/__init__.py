@@ -5,8 +5,13 @@ Exit status: 0 deployed or unchanged, 1 our fault, 2 usage, 3 failed, 4 quaranti
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
+import os
 import sys
+import threading
+from typing import NoReturn
 
 import click
 
@@ -104,16 +109,34 @@ def cli(ctx: click.Context, home: str | None) -> None:
     ctx.obj = home
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; the entry point of ``modelium``."""
+    _leave(_status())
+
+
+def _status() -> int:
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        return 130
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(0)
-    sys.exit(status if isinstance(status, int) else 0)
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process without taking it apart, which takes 0.15 s, and 0.3 after a conversion.
+
+    What is registered for the end is done and all output written, as always. A thread that is to be waited for is.
+    """
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # nobody reads, or it is closed
+            stream.flush()
+    os._exit(status)

@@ -38,3 +38,26 @@ def test_kubernetes_prints_a_namespace_of_its_own_and_never_restricts_the_defaul
     given = printed(MODELIUM_NAMESPACE="models")
     assert given.returncode == 0, given.stderr
     assert {part["kind"] for part in yaml.safe_load_all(given.stdout)} >= {"Namespace", "NetworkPolicy", "Role"}
+
+
+ENDS = """
+import atexit, sys, threading, time
+sys.argv = ["modelium", "--version"]
+atexit.register(print, "what was registered is done")
+{more}
+from modelium.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "more", ["", "threading.Thread(target=lambda: (time.sleep(0.3), print('a thread has ended'))).start()"]
+)
+def test_a_command_ends_with_everything_done_and_written(more: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.format(more=more)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.splitlines()
+    assert said[0].startswith("modelium, version")
+    assert said[1:] == [*(["a thread has ended"] if more else []), "what was registered is done"]
