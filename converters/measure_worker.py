@@ -27,13 +27,15 @@ from schemas.step_io import StepContext, StepRequest
 LEAST_RUNS = 3
 """Timed runs of one turn, unless they are long."""
 LONG_MS = 250.0
-"""A run that takes so long is timed once a turn, and none before it is left untimed: to read a gigabyte of weights
-again takes a tenth of that, and a turn of four runs would spend a budget of seconds on one contender."""
+"""Where a run takes so long, a turn is one run: to read a gigabyte of weights again takes a tenth of that, and a turn
+of four would spend a budget of seconds on one contender."""
 _MOST_RUNS = 2000
 _WARM_RUNS = 3
 _WARM_S = 0.1
 """Warming up stops when both are reached; the TorchScript interpreter compiles during its first runs."""
-_LONGEST_WARM_S = 2.0
+_SLOW_WARM_RUNS, _SLOW_WARM_S = 2, 2.0
+"""Or both of these, or the time alone:"""
+_LONGEST_WARM_S = 10.0
 
 
 class Worker:
@@ -43,6 +45,7 @@ class Worker:
         self.context = StepContext(request, workspace, parse_options(request.kind, request.options))
         self.runners: dict[str, Runner] = {}
         self.calls: dict[tuple[str, int], Callable[[], object]] = {}
+        self.are_long: dict[tuple[str, int], bool] = {}
 
     def obey(self, order: dict[str, Any]) -> dict[str, Any]:
         """Carry out one order and return its answer. Raises ModeliumError when a contender fails."""
@@ -54,9 +57,12 @@ class Worker:
             case "bind":
                 call = self.runners[contender].bind(load(Path(order["feeds"])))
                 self.calls[contender, batch] = call
-                return {"warm_runs": _warm(call)}
+                warm_ms = warmed(call)
+                self.are_long[contender, batch] = min(warm_ms) >= LONG_MS
+                return {"warm_runs": len(warm_ms)}
             case "turn":
-                return {"latencies_ms": timed(self.calls[contender, batch], float(order["least_ms"]))}
+                which, least_ms = (contender, batch), float(order["least_ms"])
+                return {"latencies_ms": timed(self.calls[which], least_ms, is_long=self.are_long[which])}
         raise ModeliumError(f"The measuring worker knows no order {order['do']!r}.")
 
     def _load(self, contender: str, source: str) -> Runner:
@@ -66,19 +72,19 @@ class Worker:
         return load_candidate(self.context.workspace / source, format_, threads=self.context.request.threads)
 
 
-def timed(call: Callable[[], object], least_ms: float) -> list[float]:
-    """Return the latency of each run in ms; of a long one that alone.
+def timed(call: Callable[[], object], least_ms: float, *, is_long: bool = False) -> list[float]:
+    """Return the latency of each run in ms. One run before them is not timed: it brings caches and threads back.
 
-    The first run of short ones brings caches and threads back, and is left out.
+    Of what ``is_long``, none is left untimed, and one run does where it takes ``least_ms``.
     """
+    if not is_long:
+        call()
+    least_runs = 1 if is_long else LEAST_RUNS
+    latencies: list[float] = []
+    spent_ms = 0.0
     gc.disable()
     try:
-        first = _latency_ms(call)
-        if first >= max(least_ms, LONG_MS):
-            return [first]
-        latencies: list[float] = []
-        spent_ms = 0.0
-        while (spent_ms < least_ms or len(latencies) < LEAST_RUNS) and len(latencies) < _MOST_RUNS:
+        while (spent_ms < least_ms or len(latencies) < least_runs) and len(latencies) < _MOST_RUNS:
             latencies.append(_latency_ms(call))
             spent_ms += latencies[-1]
     finally:
@@ -92,14 +98,16 @@ def _latency_ms(call: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _warm(call: Callable[[], object]) -> int:
-    start, runs = time.perf_counter(), 0
+def warmed(call: Callable[[], object]) -> list[float]:
+    """Run until all that is done once has been done; return the latency of each run in ms."""
+    latencies: list[float] = []
     while True:
-        call()
-        runs += 1
-        spent = time.perf_counter() - start
-        if (runs >= _WARM_RUNS and spent >= _WARM_S) or spent >= _LONGEST_WARM_S or runs >= 1000:
-            return runs
+        latencies.append(_latency_ms(call))
+        runs, spent_s = len(latencies), sum(latencies) / 1e3
+        if (runs >= _WARM_RUNS and spent_s >= _WARM_S) or (runs >= _SLOW_WARM_RUNS and spent_s >= _SLOW_WARM_S):
+            return latencies
+        if spent_s >= _LONGEST_WARM_S or runs >= 1000:
+            return latencies
 
 
 def main() -> None:

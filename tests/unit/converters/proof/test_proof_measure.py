@@ -90,15 +90,37 @@ def test_other_batch_sizes_are_shown_from_one_round_when_the_budget_is_spent(tel
     assert {m.batch: len(m.rounds_ms) for m in report.measurements} == {1: 5, 8: 1}
 
 
-def test_a_long_run_is_timed_once_a_turn_and_short_ones_after_one_that_is_not_timed(monkeypatch):
+def test_a_long_run_is_timed_once_a_turn_and_short_ones_after_one_that_is_not_timed():
     calls = []
-    monkeypatch.setattr(measure_worker, "LONG_MS", 20)
-    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 10)) == len(calls) == 1
+    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 10, is_long=True)) == len(calls) == 1
     calls.clear()
-    # A turn may be asked to be longer than what is long elsewhere.
-    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 40)) == len(calls) - 1 == 3
+    assert len(measure_worker.timed(lambda: calls.append(time.sleep(0.03)), 40, is_long=True)) == len(calls) == 2
     calls.clear()
     assert len(measure_worker.timed(lambda: calls.append(None), 0.001)) == len(calls) - 1 == 3
+
+
+def test_what_takes_long_to_warm_up_only_is_not_long(tell, write_onnx, monkeypatch):
+    seconds = iter([0.1, 0.1])
+    monkeypatch.setattr(measure_worker, "LONG_MS", 50)
+    monkeypatch.setattr(measure_worker, "_SLOW_WARM_S", 0.15)
+
+    class Compiled:
+        runtime = "compiled"
+
+        def bind(self, feeds):
+            return lambda: time.sleep(next(seconds, 0.001))
+
+    story = begun(tell, square(write_onnx, 1))
+    context = story.context("measure", {}, model=story.model)
+    worker = measure_worker.Worker(context.request, context.workspace)
+    worker.runners["slow"] = worker.runners["late"] = Compiled()
+    feeds = str(story.reference_folder / "trace.inputs.npz")
+    assert worker.obey({"do": "bind", "contender": "slow", "batch": 1, "feeds": feeds}) == {"warm_runs": 2}
+    seconds = iter([0.1])
+    worker.obey({"do": "bind", "contender": "late", "batch": 1, "feeds": feeds})
+    assert worker.are_long == {("slow", 1): True, ("late", 1): False}
+    answer = worker.obey({"do": "turn", "contender": "late", "batch": 1, "least_ms": 0.1})
+    assert len(answer["latencies_ms"]) == 3
 
 
 def test_rounds_stop_once_the_order_is_clear_and_other_batch_sizes_are_shown_from_a_few(tell, write_onnx):
