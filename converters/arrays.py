@@ -38,7 +38,8 @@ def dtype_name(array: Array) -> DType:
     if name not in _DTYPES:
         raise Unsupported(
             f"The model gives values of type {name}, which no served format carries.",
-            hint="Have the model return floats, integers, booleans or strings.",
+            hint="Have the model return floats, integers, booleans or strings"
+            + (": torch.view_as_real makes two floats of each." if array.dtype.kind == "c" else "."),
         )
     return name  # type: ignore[return-value]
 

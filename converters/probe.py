@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterator
 from typing import Any
@@ -229,13 +230,13 @@ def _surest(spec: TensorSpec) -> TensorSpec:
 def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | None, tried: list[str]) -> Exception:
     descriptor, sidecar = descriptor_of(context), context.request.sidecar
     why = str(failure.args[0]) if failure else "Nothing could be tried."
+    if isinstance(failure, Unsupported):
+        return failure
     if sidecar is not None and sidecar.inputs:
         return ModelFailed(
             f"The model does not run on the inputs that its sidecar declares. {why}",
             hint="Check names, order, dtypes and shapes under 'inputs' in the sidecar.",
         )
-    if isinstance(failure, Unsupported):
-        return failure
     if descriptor.format in (Format.ONNX, Format.OPENVINO, *_TENSORFLOW, *_TABULAR):
         return ModelFailed(
             f"The model loads, but does not run. {why}",
@@ -244,10 +245,11 @@ def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | Non
         )
     names = _input_names(runner)
     asked = f"input {names[0]!r}" if len(names) == 1 else "each of the inputs " + ", ".join(repr(n) for n in names)
-    lines = "\n".join(f"- {{name: {name}, dtype: float32, shape: {_example(tried, name)}}}" for name in names)
+    lines = "\n".join(f"- {{name: {name}, {_example(tried, name)}}}" for name in names)
+    told = "none of the shapes that were tried runs" if tried else "nothing in it tells"
     return NeedsInput(
         f"What shape does {asked or 'the input'} take?",
-        hint="The file does not say, and none of the shapes that were tried runs. Write it into "
+        hint=f"The file does not say, and {told}. Write it into "
         f"{'modelium.yaml inside the folder' if context.input('model').is_dir() else '<filename>.modelium.yaml'}, "
         f"with your own numbers:\ninputs:\n{lines}",
         attempts=len(tried),
@@ -256,16 +258,17 @@ def _unanswered(context: StepContext, runner: Runner, failure: ModelFailed | Non
 
 
 def _example(tried: list[str], name: str) -> str:
-    """Return a shape of the rank that was tried last, as an example to change."""
+    """Return the dtype, and a shape of the rank, that were tried last, as an example to change."""
     dims: list[Dim] = [BATCH_AXIS, 3, 224, 224]
+    dtype = "float32"
     for line in reversed(tried):
-        head = line.split(": ", 1)[0]
-        if f"{name} " in head and "[" in head:
-            rank = head.split(f"{name} ", 1)[1].split("]", 1)[0].count(",") + 1
+        found = re.search(rf"(?:^|, ){re.escape(name)} (\w+)\[([^\]]*)\]", line)
+        if found:
+            dtype, rank = found[1], found[2].count(",") + 1
             examples: dict[int, list[Dim]] = {1: [BATCH_AXIS], 2: [BATCH_AXIS, 64], 3: [BATCH_AXIS, "sequence", 64]}
             dims = examples.get(rank, dims)
             break
-    return "[" + ", ".join(str(dim) for dim in dims) + "]"
+    return f"dtype: {dtype}, shape: [{', '.join(str(dim) for dim in dims)}]"
 
 
 def _kept(tried: list[str]) -> tuple[str, ...]:

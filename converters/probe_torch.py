@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from converters.axes import Guess
+from converters.probe_fitting import Shape, beside, fitted, joined
 from converters.runners import Runner
-from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH, random_feeds
+from converters.sampling import SEQUENCE_AXIS, TRACE_BATCH
 from converters.torch_hints import Hint, first_of, module_hints, script_hints, scripted
 from converters.torch_runner import TorchRunner
 from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
-from schemas.errors import ModelFailed, ModeliumError
-
-Shape = tuple[DType, tuple[Dim, ...], dict[str, int]]
-"""An input's dtype, its shape with axes named, and their sizes (the batch aside)."""
+from schemas.errors import ModeliumError
 
 _SMALL_IMAGES = (8, 16, 28, 32, 64, 224, 96, 128, 256, 48, 12, 20, 24, 14, 40, 56, 100, 112, 192, 299, 384, 512)
 _LARGE_IMAGES = (224, 256, 299, 384, 512, 128, 96, 64, 32, 28, 16, 8)
+_CHANNELS_LAST = 6
+"""Sizes tried with the channels last."""
 _LENGTHS_1D = (64, 128, 256, 32, 16, 100, 1000, 16_000)
 _VOLUMES = (16, 32, 64, 112)
 _SEQUENCES = (16, 8, 32, 64, 128, 10, 1)
@@ -30,9 +27,6 @@ _COMPANIONS = 12
 """Shapes tried for the inputs that no weights touch."""
 _LAYERS_MIXED = 6
 """Layers tried for each of several inputs when nothing tells which belongs to which."""
-_SPATIAL_AXES = frozenset({"length", "height", "width", "depth"})
-_LARGEST_FITTED = 1024
-_MISFIT = re.compile(r"shapes cannot be multiplied \((\d+)x(\d+) and (\d+)x\d+\)")
 _BIG_MODEL = 5_000_000
 """Parameters above which an image model is more likely made for 224 than for 28 pixels."""
 
@@ -60,15 +54,17 @@ def torch_guesses(runner: Runner) -> Iterator[Guess]:
     if not together:
         return
     seen: list[tuple[dict[str, Shape], int]] = []
+    for shapes in beside(runner, names, together):
+        yield joined(shapes, TRACE_BATCH)
     for batch in (TRACE_BATCH, 1):
-        if batch == 1 and len(names) == 1 and (fitted := _fitted(runner, names[0], told[names[0]])) is not None:
-            yield _joined({names[0]: fitted}, TRACE_BATCH)
+        if batch == 1 and len(names) == 1 and (sized := fitted(runner, names[0], told[names[0]])) is not None:
+            yield joined({names[0]: sized}, TRACE_BATCH)
         for variant in range(_COMPANIONS if len(together[0]) < len(names) else 1):
             for known in together:
                 shapes = {name: known.get(name) or _companion(name, known, variant) for name in names}
                 if (shapes, batch) not in seen:
                     seen.append((shapes, batch))
-                    yield _joined(shapes, batch)
+                    yield joined(shapes, batch)
 
 
 def _together(options: Mapping[str, Sequence[Shape]]) -> list[dict[str, Shape]]:
@@ -85,22 +81,6 @@ def _together(options: Mapping[str, Sequence[Shape]]) -> list[dict[str, Shape]]:
     return found
 
 
-def _joined(shapes: Mapping[str, Shape], batch: int) -> Guess:
-    sizes: dict[str, int] = {}
-    specs = []
-    for name, (dtype, shape, own) in shapes.items():
-        renamed: dict[str, str] = {}
-        for axis, size in own.items():
-            # Equal names with other sizes are other axes.
-            renamed[axis] = axis if sizes.get(axis, size) == size else f"{name}_{axis}"
-            sizes[renamed[axis]] = size
-        dims = tuple(renamed.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
-        if BATCH_AXIS in dims:
-            sizes[BATCH_AXIS] = batch
-        specs.append(TensorSpec(name=name, dtype=dtype, shape=dims, known_by=KnownBy.GUESS))
-    return Guess(tuple(specs), sizes)
-
-
 def _float(runner: TorchRunner, dtype: DType) -> DType:
     """Return the float that the weights have where ``dtype`` is the usual one."""
     import torch
@@ -109,35 +89,6 @@ def _float(runner: TorchRunner, dtype: DType) -> DType:
         return dtype
     floating = next((tensor.dtype for tensor in _weights(runner) if tensor.is_floating_point()), torch.float32)
     return "float64" if floating is torch.float64 else "float16" if floating is torch.float16 else "float32"
-
-
-def _fitted(runner: TorchRunner, name: str, shapes: Sequence[Shape]) -> Shape | None:
-    """Return a shape whose size fits the linear layer behind the convolutions, found by what that layer complains of.
-
-    Axes of one size each are looked for, so an image comes out square; None when no such size fits.
-    """
-    for dtype, shape, sizes in shapes:
-        if not sizes or not set(sizes) <= _SPATIAL_AXES:
-            continue
-        low, high, size, fits = 0, 0, 8, 0
-        while size <= _LARGEST_FITTED and high - low != 1:
-            specs = (TensorSpec(name=name, dtype=dtype, shape=shape, known_by=KnownBy.GUESS),)
-            own = {**dict.fromkeys(sizes, size), BATCH_AXIS: 1}
-            try:
-                runner.run(random_feeds(specs, own, np.random.default_rng(0), runner.domains))
-            except ModelFailed as error:
-                found = _MISFIT.search(str(error.args[0]))
-                # What does not even reach the layer is too small for the kernels before it.
-                if found is None or int(found[1]) * int(found[2]) < int(found[3]):
-                    low = size
-                else:
-                    high = size
-            else:
-                # Pooling rounds down, so that several sizes may fit; the smallest is the one that loses nothing.
-                high = fits = size
-            size = (low + high) // 2 if high else size * 2
-        return (dtype, shape, dict.fromkeys(sizes, fits)) if fits else None
-    return None
 
 
 def _hints(runner: TorchRunner, names: Sequence[str]) -> tuple[dict[str, list[Hint]], bool]:
@@ -209,8 +160,13 @@ def _convolved(hint: Hint, big: bool) -> Iterator[Shape]:
             yield "float32", (BATCH_AXIS, hint.features, "depth", "height", "width"), sizes
         return
     large = big or (hint.kernel >= 7 and hint.stride >= 2) or hint.stride >= 4
-    for size in _LARGE_IMAGES if large else _SMALL_IMAGES:
+    edges = _LARGE_IMAGES if large else _SMALL_IMAGES
+    for size in edges:
         yield "float32", (BATCH_AXIS, hint.features, "height", "width"), {"height": size, "width": size}
+    # As cameras and files have them; a model with its own preparation turns the axes itself.
+    for size in edges[:_CHANNELS_LAST]:
+        if size != hint.features:
+            yield "float32", (BATCH_AXIS, "height", "width", hint.features), {"height": size, "width": size}
 
 
 def _features(hint: Hint) -> Iterator[Shape]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from converters import exported_program_onnx, huggingface_onnx, module_onnx, torchscript_onnx
+from converters.probe import _example
 from planner.fixed_sizes import fixed_sizes
 from schemas.descriptor import Format
 from schemas.errors import ModelFailed, NeedsInput, SizesFrozen, Unsupported
@@ -124,6 +125,85 @@ def test_an_image_size_that_a_linear_layer_fixes_is_found(tell, save_trace):
     story = tell(save_trace(module, torch.randn(2, 3, 38, 38)), Format.TORCHSCRIPT)
     # 39 pixels would fit as well, because pooling rounds down.
     assert shapes(story.probe().descriptor.inputs) == {"input": ("float32", ("batch", 3, 38, 38))}
+
+
+class Prepared(nn.Module):
+    """Pictures as files have them, prepared by the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.conv(pictures.permute(0, 3, 1, 2).float() / 255 - 0.5).mean((2, 3))
+
+
+class WideAndDeep(nn.Module):
+    """Numbers joined to what ids were embedded as: no weight of their own tells how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(50, 8), nn.Linear(12, 2)
+
+    def forward(self, ids: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat([self.table(ids).mean(1), numbers], 1))
+
+
+class Spectrum(nn.Module):
+    """Complex numbers out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(self.mix(x))
+
+
+class Untold(nn.Module):
+    """Weights that no input meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return x[ids, 1, 2, 3, 4]
+
+
+def test_pictures_with_the_channels_last_are_found(tell, save_scripted):
+    story = tell(save_scripted(Prepared()), Format.TORCHSCRIPT)
+    assert shapes(story.probe().descriptor.inputs) == {"pictures": ("float32", ("batch", "height", "width", 3))}
+    prove(story)
+
+
+def test_how_many_numbers_stand_beside_ids_is_told_by_the_layer_that_joins_them(tell, save_scripted):
+    story = tell(save_scripted(WideAndDeep()), Format.TORCHSCRIPT)
+    found = shapes(story.probe().descriptor.inputs)
+    assert found == {"ids": ("int64", ("batch", "sequence")), "numbers": ("float32", ("batch", 4))}
+    prove(story)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_complex_numbers_are_the_model_s_own_and_no_fault_of_a_sidecar(tell, save_scripted, declared):
+    story = tell(
+        save_scripted(Spectrum()),
+        Format.TORCHSCRIPT,
+        sidecar={"inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 8]}]} if declared else None,
+    )
+    with pytest.raises(Unsupported, match="values of type complex64") as refused:
+        story.probe()
+    assert "torch.view_as_real" in refused.value.hint
+
+
+def test_a_question_for_shapes_shows_the_dtypes_that_were_tried(tell, save_scripted):
+    with pytest.raises(NeedsInput) as asked:
+        tell(save_scripted(Untold()), Format.TORCHSCRIPT).probe()
+    assert "nothing in it tells" in asked.value.hint
+    tried = ["ids int64[2, 16], x.y float32[2]: no", "stopped after 60 attempts"]
+    assert _example(tried, "ids") == "dtype: int64, shape: [batch, 64]"
+    assert _example(tried, "x.y") == "dtype: float32, shape: [batch]"
+    assert _example([], "ids") == "dtype: float32, shape: [batch, 3, 224, 224]"
 
 
 class Product(nn.Module):
