@@ -29,7 +29,15 @@ def register() -> None:
     from sklearn.impute import IterativeImputer
     from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
-    from converters import sklearn_chains, sklearn_encoders, sklearn_forests, sklearn_gaussian, sklearn_radius
+    from converters import (
+        sklearn_chains,
+        sklearn_columns,
+        sklearn_encoders,
+        sklearn_forests,
+        sklearn_gaussian,
+        sklearn_radius,
+        sklearn_target,
+    )
 
     for cls, alias, convert in (
         (TfidfTransformer, "SklearnTfidfTransformer", _tfidf),
@@ -39,7 +47,15 @@ def register() -> None:
         (IndicatingImputer, "ModeliumIndicatingImputer", _indicator),
     ):
         update_registered_converter(cls, alias, _same_shape, convert, overwrite=True)
-    for module in (sklearn_forests, sklearn_encoders, sklearn_gaussian, sklearn_radius, sklearn_chains):
+    for module in (
+        sklearn_forests,
+        sklearn_encoders,
+        sklearn_gaussian,
+        sklearn_radius,
+        sklearn_chains,
+        sklearn_columns,
+        sklearn_target,
+    ):
         module.register()
 
 
@@ -86,6 +102,13 @@ def _function(scope: Any, operator: Any, container: Any) -> None:
     transformer = operator.raw_operator
     writer = Container(scope, container)
     table, kind = joined_inputs(operator, writer)
+    if transformer.kw_args:
+        raise RuntimeError("FunctionTransformer passes arguments on, for which ONNX has no operator.")
+    give(writer, table if transformer.func is None else applied(writer, table, kind, transformer.func), operator)
+
+
+def applied(writer: Container, table: str, kind: type[Any], function: Any) -> str:
+    """Return what one of numpy's functions of one number makes of ``table``. Raises RuntimeError for any other."""
 
     def number(value: float) -> str:
         return writer.constant(np.array(value, kind))
@@ -102,17 +125,13 @@ def _function(scope: Any, operator: Any, container: Any) -> None:
             [writer.node("Sign", [table]), writer.node("Pow", [writer.node("Abs", [table]), number(1 / 3)])],
         ),
     }
-    name = getattr(transformer.func, "__name__", "")
-    plain = (not transformer.kw_args and getattr(np, name, None) is transformer.func) or name == "expit"
-    if transformer.func is None:
-        given = table
-    elif plain and name in _UNARY:
-        given = writer.node(_UNARY[name], [table])
-    elif plain and name in combined:
-        given = combined[name]()
-    else:
-        raise RuntimeError(f"FunctionTransformer calls {name or transformer.func!r}, for which ONNX has no operator.")
-    give(writer, given, operator)
+    name = getattr(function, "__name__", "")
+    plain = getattr(np, name, None) is function or name == "expit"
+    if plain and name in _UNARY:
+        return writer.node(_UNARY[name], [table])
+    if plain and name in combined:
+        return combined[name]()
+    raise RuntimeError(f"FunctionTransformer calls {name or function!r}, for which ONNX has no operator.")
 
 
 def _imputer(scope: Any, operator: Any, container: Any) -> None:

@@ -22,6 +22,8 @@ FROZEN = Path(__file__).parents[3] / "analyzer" / "allowed_globals.json"
 _NO_CODE_IN = ("sklearn.externals", "sklearn.datasets", "sklearn.utils", "sklearn.conftest", "sklearn._build_utils")
 _FUNCTIONS = ("sklearn.metrics", "sklearn.feature_selection", "sklearn.gaussian_process")
 _WORDS = ("tests", "externals", "setup", "conftest")
+_SPLITTERS = "sklearn.model_selection._split"
+"""Plain objects that say how rows are split; a fitted search keeps the one it used."""
 _SEEN_MODULES = ("sklearn", "scipy", "numpy")
 
 
@@ -116,6 +118,7 @@ def sklearn_names() -> set[tuple[str, str]]:
             if inspect.isclass(value):
                 own = issubclass(value, BaseEstimator | Kernel) or private_compiled
                 own = own or found.name.startswith(("sklearn._loss", "sklearn.ensemble._hist_gradient_boosting"))
+                own = own or (found.name == _SPLITTERS and hasattr(value, "split"))
                 if own and "Mock" not in name:
                     names.add((found.name, name))
             elif inspect.isfunction(value) and found.name.startswith(_FUNCTIONS) and not name.startswith("_"):

@@ -75,6 +75,20 @@ def test_a_pipeline_is_clean_in_every_compression_of_joblib(tmp_path: Path, comp
 
 
 @pytest.mark.sklearn
+@pytest.mark.parametrize("splitter", [None, 2, "ShuffleSplit", "TimeSeriesSplit", "RepeatedKFold"])
+def test_a_search_is_clean_however_it_split_the_rows(tmp_path: Path, splitter: str | int | None) -> None:
+    joblib = pytest.importorskip("joblib")
+    np = pytest.importorskip("numpy")
+    from sklearn import model_selection
+    from sklearn.linear_model import Ridge
+
+    cv = getattr(model_selection, splitter)() if isinstance(splitter, str) else splitter
+    x = np.random.RandomState(0).rand(60, 3)
+    joblib.dump(model_selection.GridSearchCV(Ridge(), {"alpha": [1, 2]}, cv=cv).fit(x, x[:, 0]), tmp_path / "a.joblib")
+    assert said(tmp_path / "a.joblib") == []
+
+
+@pytest.mark.sklearn
 def test_arrays_of_every_kind_are_clean_and_followed_to_the_end(tmp_path: Path) -> None:
     joblib = pytest.importorskip("joblib")
     np = pytest.importorskip("numpy")

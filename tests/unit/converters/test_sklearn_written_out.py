@@ -8,20 +8,33 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris
+from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Matern, WhiteKernel
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.neighbors import RadiusNeighborsClassifier, RadiusNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.tree import DecisionTreeClassifier
 
 from converters import onnx_file, sklearn_onnx
 from converters.sklearn_runner import SklearnRunner
 from schemas.descriptor import Format
+from schemas.errors import ConversionFailed
 
 pytestmark = pytest.mark.sklearn
 
@@ -186,3 +199,71 @@ def test_a_chain_of_regressors_keeps_the_order_of_its_targets(same):
     targets = np.c_[DIABETES.target, -(DIABETES.target**0.5), DIABETES.data[:, 0]]
     chain = RegressorChain(Ridge(), order=[2, 0, 1]).fit(DIABETES.data, targets)
     same(chain, {"X": DIABETES.data.astype(np.float32)}, [("prediction", ("batch", 3))], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        {"func": np.log1p, "inverse_func": np.expm1},
+        {"func": np.sqrt, "inverse_func": np.square},
+        {},
+        {"transformer": StandardScaler()},
+        {"transformer": StandardScaler(with_mean=False)},
+        {"transformer": MinMaxScaler((-1, 2))},
+        {"transformer": MaxAbsScaler()},
+        {"transformer": RobustScaler(with_scaling=False)},
+        {"transformer": PowerTransformer()},
+        {"transformer": PowerTransformer("box-cox", standardize=False)},
+        {"transformer": make_pipeline(FunctionTransformer(np.log, np.exp), StandardScaler())},
+    ],
+    ids=lambda turned: str(next(iter(turned.values()), "nothing"))[:40],
+)
+def test_a_regressor_s_answers_are_turned_back(same, turned):
+    x = DIABETES.data.astype(np.float32)
+    model = TransformedTargetRegressor(Ridge(0.1), **turned).fit(x, DIABETES.target)
+    same(model, {"X": x}, [("prediction", ("batch", 1))], atol=2e-3)
+
+
+def test_answers_below_zero_are_turned_back_too(same):
+    x = DIABETES.data.astype(np.float32)
+    targets = np.c_[DIABETES.target - 150, np.exp((DIABETES.target - 150) / 100), DIABETES.target]
+    power = PowerTransformer().fit(targets)
+    power.lambdas_[:] = 2, 0, 0.5
+    model = TransformedTargetRegressor(Ridge(0.1), transformer=power, check_inverse=False).fit(x, targets)
+    model.transformer_.lambdas_[:] = 2, 0, 0.5
+    model.transformer_._scaler.mean_[:], model.transformer_._scaler.scale_[:] = 0.2, 1.5
+    same(model, {"X": x}, [("prediction", ("batch", 3))], atol=2e-3)
+
+
+def test_a_whole_pipeline_may_stand_behind_a_transformed_target(same):
+    table = ColumnTransformer([("numbers", StandardScaler(), [0, 1, 2]), ("rest", "passthrough", [3, 4])])
+    x = DIABETES.data[:, :5].astype(np.float32)
+    inner = make_pipeline(table, Ridge(0.1))
+    model = TransformedTargetRegressor(inner, func=np.log, inverse_func=np.exp).fit(x, DIABETES.target)
+    same(model, {"X": x}, [("prediction", ("batch", 1))], atol=2e-3)
+    behind = make_pipeline(StandardScaler(), TransformedTargetRegressor(Ridge(), func=np.log, inverse_func=np.exp))
+    same(behind.fit(x, DIABETES.target), {"X": x}, [("prediction", ("batch", 1))], atol=2e-3)
+
+
+def test_a_target_that_cannot_be_turned_back_is_named(same):
+    x = DIABETES.data.astype(np.float32)
+    model = TransformedTargetRegressor(Ridge(), transformer=QuantileTransformer(n_quantiles=50)).fit(x, DIABETES.target)
+    with pytest.raises(ConversionFailed, match="turns its answers back with QuantileTransformer"):
+        same(model, {"X": x}, [("prediction", ("batch", 1))])
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_selection_of_the_first_feature_alone_is_converted(same, kept):
+    x = DIABETES.data[:, [2, 0, 1, 3]].astype(np.float32)
+    model = make_pipeline(SelectKBest(f_regression, k=kept), Ridge()).fit(x, DIABETES.target)
+    assert model[0].get_support()[0]
+    same(model, {"X": x}, [("prediction", ("batch", 1))], atol=2e-3)
+
+
+def test_a_column_transformer_may_stand_behind_another_step(same):
+    x = FLOWERS.copy()
+    x[::7, 1] = np.nan
+    table = ColumnTransformer([("scaled", StandardScaler(), [0, 1]), ("rest", "passthrough", slice(2, 4))])
+    inner = ColumnTransformer([("turned", table, [3, 2, 1, 0]), ("again", "passthrough", [0])])
+    model = make_pipeline(SimpleImputer(), inner, LogisticRegression(max_iter=500)).fit(x, NAMES[IRIS.target])
+    same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 3))])
