@@ -35,6 +35,7 @@ def register() -> None:
         sklearn_encoders,
         sklearn_forests,
         sklearn_gaussian,
+        sklearn_nearest,
         sklearn_radius,
         sklearn_target,
     )
@@ -51,6 +52,7 @@ def register() -> None:
         sklearn_forests,
         sklearn_encoders,
         sklearn_gaussian,
+        sklearn_nearest,
         sklearn_radius,
         sklearn_chains,
         sklearn_columns,

@@ -56,7 +56,7 @@ def _shape(operator: Any) -> None:
 
     model = operator.raw_operator
     if not hasattr(model, "classes_"):
-        operator.outputs[0].set_type(FloatTensorType([None, _columns(model._y).shape[1]]))
+        operator.outputs[0].set_type(FloatTensorType([None, columns(model._y).shape[1]]))
         return
     targets = _targets(model)
     strings = np.asarray(targets[0]).dtype.kind in "OUS"
@@ -78,7 +78,7 @@ def _classifier(scope: Any, operator: Any, container: Any) -> None:
         votes = writer.node("Add", [votes, _refusal(writer, alone, zero)])
     labels = []
     for target, classes in enumerate(_targets(model)):
-        indicator = (_columns(model._y)[:, target : target + 1] == np.arange(len(classes))[None]).astype(np.float64)
+        indicator = (columns(model._y)[:, target : target + 1] == np.arange(len(classes))[None]).astype(np.float64)
         counts = writer.node("MatMul", [votes, writer.constant(indicator)])
         if outliers is not None:
             instead = (np.asarray(classes) == outliers[target]).astype(np.float64)[None]
@@ -123,7 +123,7 @@ def _regressor(scope: Any, operator: Any, container: Any) -> None:
         raise RuntimeError("RadiusNeighborsRegressor is converted where it was fitted on floats only.")
     votes, _ = _votes(writer, operator)
     total = writer.node("ReduceSum", [votes, writer.constant(np.array([1], np.int64))], keepdims=1)
-    summed = writer.node("MatMul", [votes, writer.constant(_columns(model._y).astype(np.float64))])
+    summed = writer.node("MatMul", [votes, writer.constant(columns(model._y).astype(np.float64))])
     give(writer, writer.node("Cast", [writer.node("Div", [summed, total])], to=_FLOAT), operator)
 
 
@@ -134,7 +134,7 @@ def _votes(writer: Container, operator: Any) -> tuple[str, str]:
     """
     model = operator.raw_operator
     squared = model.effective_metric_ == "euclidean"
-    distances = _distances(writer, operator, "sqeuclidean" if squared else model.effective_metric_)
+    distances = distances_to_rows(writer, operator, "sqeuclidean" if squared else model.effective_metric_)
     # scikit-learn's trees compare squares, too.
     limit = float(model.radius) ** 2 if squared else float(model.radius)
     near = writer.node("Not", [writer.node("Greater", [distances, writer.constant(np.array(limit))])])
@@ -155,7 +155,8 @@ def _votes(writer: Container, operator: Any) -> tuple[str, str]:
     return writer.node("Where", [any_on, exact, far]), crowd
 
 
-def _distances(writer: Container, operator: Any, metric: str) -> str:
+def distances_to_rows(writer: Container, operator: Any, metric: str) -> str:
+    """Return the distances of each row to each training row in float64. Raises RuntimeError where ONNX has no way."""
     from skl2onnx.algebra.complex_functions import onnx_cdist
     from skl2onnx.algebra.onnx_ops import OnnxCast
 
@@ -179,7 +180,8 @@ def _distances(writer: Container, operator: Any, metric: str) -> str:
     return str(output)
 
 
-def _columns(targets: Any) -> Array:
+def columns(targets: Any) -> Array:
+    """Return targets as (rows, targets)."""
     array = np.asarray(targets)
     return array.reshape(-1, 1) if array.ndim == 1 else array
 

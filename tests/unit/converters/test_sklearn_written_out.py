@@ -16,7 +16,12 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Ma
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.multioutput import ClassifierChain, RegressorChain
-from sklearn.neighbors import RadiusNeighborsClassifier, RadiusNeighborsRegressor
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    KNeighborsRegressor,
+    RadiusNeighborsClassifier,
+    RadiusNeighborsRegressor,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -267,3 +272,21 @@ def test_a_column_transformer_may_stand_behind_another_step(same):
     inner = ColumnTransformer([("turned", table, [3, 2, 1, 0]), ("again", "passthrough", [0])])
     model = make_pipeline(SimpleImputer(), inner, LogisticRegression(max_iter=500)).fit(x, NAMES[IRIS.target])
     same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 3))])
+
+
+@pytest.mark.parametrize(
+    ("weights", "metric"), [("distance", "minkowski"), ("distance", "manhattan"), ("uniform", "minkowski")]
+)
+@pytest.mark.parametrize("labels", [NAMES, np.arange(3)])
+def test_the_nearest_rows_weigh_what_scikit_learn_says(same, weights, metric, labels):
+    some = np.arange(0, 150, 2)
+    model = KNeighborsClassifier(7, weights=weights, metric=metric).fit(IRIS.data[some], labels[IRIS.target[some]])
+    # Half of these are rows that it was trained on.
+    same(model, {"X": FLOWERS}, [("label", ("batch",)), ("probabilities", ("batch", 3))])
+
+
+@pytest.mark.parametrize("targets", [DIABETES.target, np.c_[DIABETES.target, DIABETES.data[:, 0]]])
+def test_a_mean_of_the_nearest_rows_is_weighed(same, targets):
+    x = DIABETES.data.astype(np.float32)
+    model = KNeighborsRegressor(4, weights="distance").fit(x[::2], targets[::2])
+    same(model, {"X": x}, [("prediction", ("batch", targets.ndim))], atol=2e-3)
