@@ -37,7 +37,9 @@ def register() -> None:
         sklearn_gaussian,
         sklearn_nearest,
         sklearn_radius,
+        sklearn_stacking,
         sklearn_target,
+        sklearn_thresholds,
     )
 
     for cls, alias, convert in (
@@ -56,7 +58,9 @@ def register() -> None:
         sklearn_radius,
         sklearn_chains,
         sklearn_columns,
+        sklearn_stacking,
         sklearn_target,
+        sklearn_thresholds,
     ):
         module.register()
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris
+from sklearn.ensemble import RandomForestClassifier, StackingClassifier
 from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Matern, WhiteKernel
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.neighbors import (
     KNeighborsClassifier,
@@ -34,6 +36,7 @@ from sklearn.preprocessing import (
     RobustScaler,
     StandardScaler,
 )
+from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from converters import onnx_file, sklearn_onnx
@@ -290,3 +293,44 @@ def test_a_mean_of_the_nearest_rows_is_weighed(same, targets):
     x = DIABETES.data.astype(np.float32)
     model = KNeighborsRegressor(4, weights="distance").fit(x[::2], targets[::2])
     same(model, {"X": x}, [("prediction", ("batch", targets.ndim))], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        FixedThresholdClassifier(LogisticRegression(max_iter=500), threshold=0.3),
+        FixedThresholdClassifier(make_pipeline(StandardScaler(), LogisticRegression()), threshold=0.8, pos_label="low"),
+        FixedThresholdClassifier(DecisionTreeClassifier(max_depth=3)),
+        TunedThresholdClassifierCV(make_pipeline(StandardScaler(), LogisticRegression()), scoring="recall"),
+    ],
+)
+def test_the_threshold_decides_that_was_fixed_or_tuned(same, model):
+    x = DIABETES.data.astype(np.float32)
+    high = DIABETES.target > 140
+    asks = getattr(model, "scoring", None) == "recall"
+    model.fit(x, high.astype(int) if asks else np.where(high, "high", "low"))
+    plain = model.estimator_.predict(x)
+    assert (plain != model.predict(x)).any() or model.threshold == "auto"
+    same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 2))])
+
+
+def test_a_threshold_of_other_scores_than_probabilities_is_named(same):
+    x = DIABETES.data.astype(np.float32)
+    model = FixedThresholdClassifier(RidgeClassifier(), threshold=0.1).fit(x, DIABETES.target > 140)
+    with pytest.raises(ConversionFailed, match="converted where probabilities decide"):
+        same(model, {"X": x}, [("label", ("batch",))])
+
+
+@pytest.mark.parametrize("labels", [NAMES[:2], np.arange(2)])
+@pytest.mark.parametrize("passthrough", [False, True])
+def test_a_stack_of_two_classes_takes_one_score_of_each_member(same, labels, passthrough):
+    members = [
+        ("forest", RandomForestClassifier(4, random_state=0)),
+        ("machine", make_pipeline(StandardScaler(), SVC())),
+        ("line", LinearSVC(random_state=0)),
+    ]
+    x = DIABETES.data.astype(np.float32)
+    model = StackingClassifier(members, LogisticRegression(), passthrough=passthrough, cv=2)
+    model.fit(x, labels[(DIABETES.target > 140).astype(int)])
+    assert model.stack_method_ == ["predict_proba", "decision_function", "decision_function"]
+    same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 2))])
