@@ -23,7 +23,7 @@ FOLDER = "tests/unit/executor"
 BACKENDS = {"bubblewrap": "bubblewrap", "warm": "bubblewrap, warm", "docker": "docker", "docker_warm": "docker, warm"}
 """Parameters of the fixture ``sandbox``, and the columns that they head."""
 FIRST = next(iter(BACKENDS))
-_ATTACKS = re.compile(r"attacks|warm|docker_sandbox")
+_ATTACKS = re.compile(r"attacks|owner|warm|docker_sandbox")
 
 
 def main() -> int:
