@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn_combinations
 
 Fit = Callable[[], Any]
 
@@ -37,7 +38,7 @@ def models(folder: Path) -> Iterator[tuple[str, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, fit in [*estimators(), *pipelines()]:
+        for name, fit in [*estimators(), *pipelines(), *sklearn_combinations.combinations()]:
             path = folder / f"{name}.joblib"
             joblib.dump(fit(), path)
             yield name, path
