@@ -26,7 +26,7 @@ def register() -> None:
     from skl2onnx import update_registered_converter
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.feature_extraction.text import TfidfTransformer
-    from sklearn.impute import IterativeImputer
+    from sklearn.impute import IterativeImputer, MissingIndicator
     from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
     from converters import (
@@ -37,6 +37,7 @@ def register() -> None:
         sklearn_gaussian,
         sklearn_nearest,
         sklearn_radius,
+        sklearn_splines,
         sklearn_stacking,
         sklearn_target,
         sklearn_thresholds,
@@ -50,6 +51,7 @@ def register() -> None:
         (IndicatingImputer, "ModeliumIndicatingImputer", _indicator),
     ):
         update_registered_converter(cls, alias, _same_shape, convert, overwrite=True)
+    update_registered_converter(MissingIndicator, "ModeliumMissingIndicator", _marked_shape, _marked, overwrite=True)
     for module in (
         sklearn_forests,
         sklearn_encoders,
@@ -58,6 +60,7 @@ def register() -> None:
         sklearn_radius,
         sklearn_chains,
         sklearn_columns,
+        sklearn_splines,
         sklearn_stacking,
         sklearn_target,
         sklearn_thresholds,
@@ -171,6 +174,23 @@ def _imputer(scope: Any, operator: Any, container: Any) -> None:
         where = writer.node("And", [missing, writer.constant(here)])
         filled = writer.node("Where", [where, guess, filled])
     give(writer, filled, operator)
+
+
+def _marked_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import BooleanTensorType
+
+    operator.outputs[0].set_type(BooleanTensorType([None, len(operator.raw_operator.features_)]))
+
+
+def _marked(scope: Any, operator: Any, container: Any) -> None:
+    """A MissingIndicator: which of the features that may have gaps have one."""
+    indicator = operator.raw_operator
+    writer = Container(scope, container)
+    table, _ = joined_inputs(operator, writer)
+    if not isinstance(indicator.missing_values, float) or not np.isnan(indicator.missing_values):
+        raise RuntimeError("MissingIndicator takes another missing value than NaN.")
+    features = writer.constant(np.asarray(indicator.features_, dtype=np.int64))
+    give(writer, writer.node("Gather", [writer.node("IsNaN", [table]), features], axis=1), operator)
 
 
 def _indicator(scope: Any, operator: Any, container: Any) -> None:

@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier, StackingClassifier
 from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Matern, WhiteKernel
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multioutput import ClassifierChain, RegressorChain
@@ -24,7 +24,7 @@ from sklearn.neighbors import (
     RadiusNeighborsClassifier,
     RadiusNeighborsRegressor,
 )
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     MaxAbsScaler,
@@ -34,6 +34,7 @@ from sklearn.preprocessing import (
     PowerTransformer,
     QuantileTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
 )
 from sklearn.svm import SVC, LinearSVC
@@ -327,10 +328,46 @@ def test_a_stack_of_two_classes_takes_one_score_of_each_member(same, labels, pas
     members = [
         ("forest", RandomForestClassifier(4, random_state=0)),
         ("machine", make_pipeline(StandardScaler(), SVC())),
-        ("line", LinearSVC(random_state=0)),
+        ("line", make_pipeline(MinMaxScaler(), LinearSVC(random_state=0))),
     ]
     x = DIABETES.data.astype(np.float32)
     model = StackingClassifier(members, LogisticRegression(), passthrough=passthrough, cv=2)
     model.fit(x, labels[(DIABETES.target > 140).astype(int)])
     assert model.stack_method_ == ["predict_proba", "decision_function", "decision_function"]
     same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 2))])
+
+
+@pytest.mark.parametrize("features", ["missing-only", "all"])
+def test_gaps_are_marked_alone_and_beside_what_fills_them(same, features):
+    x = FLOWERS.copy()
+    x[::7, 1] = np.nan
+    marks = MissingIndicator(features=features)
+    width = {"missing-only": 1, "all": 4}[features]
+    same(make_pipeline(StandardScaler(), marks).fit(x), {"X": x}, [("transformed", ("batch", width), "bool")])
+    union = FeatureUnion([("filled", SimpleImputer()), ("marks", marks)])
+    model = make_pipeline(union, LogisticRegression(max_iter=500)).fit(x, NAMES[IRIS.target])
+    same(model, {"X": x}, [("label", ("batch",)), ("probabilities", ("batch", 3))])
+
+
+@pytest.mark.parametrize(
+    ("degree", "extrapolation"),
+    [(1, "constant"), (1, "continue"), (2, "linear"), (3, "linear"), (3, "constant"), (3, "continue")],
+)
+@pytest.mark.parametrize("more", [{}, {"knots": "quantile", "include_bias": False, "n_knots": 4}])
+def test_splines_are_written_out_between_their_knots_and_beyond(same, degree, extrapolation, more):
+    model = SplineTransformer(degree=degree, extrapolation=extrapolation, **more).fit(IRIS.data)
+    beyond = np.concatenate([FLOWERS, FLOWERS[:20] * 1.7, FLOWERS[:20] - 6, np.float32(IRIS.data.max(0))[None]])
+    same(model, {"X": beyond}, [("transformed", ("batch", model.n_features_out_))], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (SplineTransformer(extrapolation="periodic"), "extrapolation='periodic' is not converted"),
+        (SplineTransformer(degree=1, extrapolation="linear"), "of degree 1 is not converted"),
+    ],
+)
+def test_splines_that_are_not_written_out_are_named(same, model, said):
+    model = make_pipeline(model, Ridge()).fit(IRIS.data, IRIS.target)
+    with pytest.raises(ConversionFailed, match=said):
+        same(model, {"X": FLOWERS}, [("prediction", ("batch", 1))])
