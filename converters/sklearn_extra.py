@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,11 @@ _UNARY: dict[str, str] = {
     "cosh": "Cosh", "tanh": "Tanh", "reciprocal": "Reciprocal", "negative": "Neg", "floor": "Floor", "ceil": "Ceil",
     "rint": "Round", "expit": "Sigmoid",
 }  # fmt: skip
+_OTHERS = (
+    "forests", "encoders", "gaussian", "nearest", "radius", "chains", "columns", "splines", "stacking", "target",
+    "thresholds",
+)  # fmt: skip
+"""Modules that register more; they use what is here."""
 _MAX_ROUNDS = 4000
 """Regressions of one imputer that are written out."""
 
@@ -29,20 +35,6 @@ def register() -> None:
     from sklearn.impute import IterativeImputer, MissingIndicator
     from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
-    from converters import (
-        sklearn_chains,
-        sklearn_columns,
-        sklearn_encoders,
-        sklearn_forests,
-        sklearn_gaussian,
-        sklearn_nearest,
-        sklearn_radius,
-        sklearn_splines,
-        sklearn_stacking,
-        sklearn_target,
-        sklearn_thresholds,
-    )
-
     for cls, alias, convert in (
         (TfidfTransformer, "SklearnTfidfTransformer", _tfidf),
         (FunctionTransformer, "SklearnFunctionTransformer", _function),
@@ -52,20 +44,8 @@ def register() -> None:
     ):
         update_registered_converter(cls, alias, _same_shape, convert, overwrite=True)
     update_registered_converter(MissingIndicator, "ModeliumMissingIndicator", _marked_shape, _marked, overwrite=True)
-    for module in (
-        sklearn_forests,
-        sklearn_encoders,
-        sklearn_gaussian,
-        sklearn_nearest,
-        sklearn_radius,
-        sklearn_chains,
-        sklearn_columns,
-        sklearn_splines,
-        sklearn_stacking,
-        sklearn_target,
-        sklearn_thresholds,
-    ):
-        module.register()
+    for name in _OTHERS:
+        importlib.import_module(f"converters.sklearn_{name}").register()
 
 
 class IndicatingImputer(SimpleImputer):  # type: ignore[misc]
@@ -86,6 +66,12 @@ def joined_inputs(operator: Any, writer: Container) -> tuple[str, type[Any]]:
     wide = all(isinstance(variable.type, DoubleTensorType) for variable in operator.inputs)
     names = [writer.node("Cast", [variable.full_name], to=11 if wide else 1) for variable in operator.inputs]
     return names[0] if len(names) == 1 else writer.node("Concat", names, axis=1), np.float64 if wide else np.float32
+
+
+def class_labels(classes: Any) -> Array:
+    """Return a classifier's classes as ONNX holds labels: strings, or whole numbers of 64 bits."""
+    known = np.asarray(classes)
+    return known.astype(str) if known.dtype.kind in "OUS" else known.astype(np.int64)
 
 
 def give(writer: Container, tensor: str, operator: Any, number: int = 0) -> None:

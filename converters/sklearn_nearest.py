@@ -12,10 +12,10 @@ import numpy as np
 
 from converters.arrays import Array
 from converters.boosting_sklearn import Container
-from converters.sklearn_extra import give
-from converters.sklearn_radius import columns, distances_to_rows
+from converters.sklearn_extra import class_labels, give
+from converters.sklearn_radius import columns, distances_to_rows, weighed
 
-_DOUBLE, _FLOAT = 11, 1
+_FLOAT = 1
 _theirs: dict[str, Callable[..., None]] = {}
 """skl2onnx's own converters by class, right where all neighbours weigh the same."""
 
@@ -53,10 +53,8 @@ def _classifier(scope: Any, operator: Any, container: Any) -> None:
     indicator = (np.ravel(model._y)[:, None] == np.arange(len(model.classes_))[None]).astype(np.float64)
     shares = _mean(writer, operator, indicator)
     give(writer, writer.node("Cast", [shares], to=_FLOAT), operator, 1)
-    known = np.asarray(model.classes_)
-    known = known.astype(str) if known.dtype.kind in "OUS" else known.astype(np.int64)
     best = writer.node("ArgMax", [shares], axis=1, keepdims=0)
-    give(writer, writer.node("Gather", [writer.constant(known), best], axis=0), operator)
+    give(writer, writer.node("Gather", [writer.constant(class_labels(model.classes_)), best], axis=0), operator)
 
 
 def _regressor(scope: Any, operator: Any, container: Any) -> None:
@@ -83,20 +81,9 @@ def _mean(writer: Container, operator: Any, values: Array) -> str:
         op_version=writer.container.target_opset,
     )  # fmt: skip
     near = writer.node("Sqrt", [near]) if squared else near
-    # A row that lies on training rows is theirs alone.
-    axis, zero, one = (
-        writer.constant(np.array([1], np.int64)),
-        writer.constant(np.array(0.0)),
-        writer.constant(np.array(1.0)),
-    )
-    on = writer.node("Equal", [near, zero])
-    exact = writer.node("Cast", [on], to=_DOUBLE)
-    far = writer.node("Div", [one, writer.node("Where", [on, one, near])])
-    any_on = writer.node("Greater", [writer.node("ReduceSum", [exact, axis], keepdims=1), zero])
-    weights = writer.node("Where", [any_on, exact, far])
+    axis = writer.constant(np.array([1], np.int64))
+    weights = weighed(writer, near, writer.constant(np.array(1.0)))
     total = writer.node("ReduceSum", [weights, axis], keepdims=1)
     theirs = writer.node("Gather", [writer.constant(values), places], axis=0)
-    weighed = writer.node(
-        "Mul", [theirs, writer.node("Unsqueeze", [weights, writer.constant(np.array([2], np.int64))])]
-    )
-    return writer.node("Div", [writer.node("ReduceSum", [weighed, axis], keepdims=0), total])
+    shares = writer.node("Mul", [theirs, writer.node("Unsqueeze", [weights, writer.constant(np.array([2], np.int64))])])
+    return writer.node("Div", [writer.node("ReduceSum", [shares, axis], keepdims=0), total])

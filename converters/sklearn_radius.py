@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.arrays import Array
 from converters.boosting_sklearn import Container
-from converters.sklearn_extra import give
+from converters.sklearn_extra import class_labels, give
 
 _DOUBLE, _FLOAT, _INT64 = 11, 1, 7
 
@@ -88,8 +88,7 @@ def _classifier(scope: Any, operator: Any, container: Any) -> None:
         shares = writer.node("Div", [counts, total])
         give(writer, writer.node("Cast", [shares], to=_FLOAT), operator, 1 + target)
         best = writer.node("ArgMax", [shares], axis=1, keepdims=1)
-        known = np.asarray(classes)
-        known = known.astype(str) if known.dtype.kind in "OUS" else known.astype(np.int64)
+        known = class_labels(classes)
         label = writer.node("Gather", [writer.constant(known), best], axis=0)
         if outliers is not None:
             # The label may be none of the classes; then every probability is zero.
@@ -145,14 +144,17 @@ def _votes(writer: Container, operator: Any) -> tuple[str, str]:
         return inside, crowd
     if model.weights != "distance":
         raise RuntimeError(f"{type(model).__name__} weighs its neighbours by a function of its own.")
-    # A row that lies on training rows is theirs alone.
+    return weighed(writer, writer.node("Sqrt", [distances]) if squared else distances, inside), crowd
+
+
+def weighed(writer: Container, distances: str, counted: str) -> str:
+    """Return 1 / distance of the rows that are ``counted``, 1 or 0; a row that lies on others is theirs alone."""
     zero, one = writer.constant(np.array(0.0)), writer.constant(np.array(1.0))
-    distances = writer.node("Sqrt", [distances]) if squared else distances
     on = writer.node("Equal", [distances, zero])
     exact = writer.node("Cast", [on], to=_DOUBLE)
-    far = writer.node("Div", [inside, writer.node("Where", [on, one, distances])])
-    any_on = writer.node("Greater", [writer.node("ReduceSum", [exact, axes], keepdims=1), zero])
-    return writer.node("Where", [any_on, exact, far]), crowd
+    far = writer.node("Div", [counted, writer.node("Where", [on, one, distances])])
+    met = writer.node("ReduceSum", [exact, writer.constant(np.array([1], np.int64))], keepdims=1)
+    return writer.node("Where", [writer.node("Greater", [met, zero]), exact, far])
 
 
 def distances_to_rows(writer: Container, operator: Any, metric: str) -> str:

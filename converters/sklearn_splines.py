@@ -60,7 +60,7 @@ def _base(writer: Container, x: str, spline: Any, model: Any) -> str:
     stretch = writer.node("ReduceSum", [writer.node("Cast", [passed], to=_INT64), axis], keepdims=0)
     start = writer.node("Gather", [writer.constant(knots[:-1, None]), stretch], axis=0)
     behind = writer.node("Sub", [where, start])
-    value, slope = _polynomial(writer, pieces, stretch, behind), ""
+    value = _polynomial(writer, pieces, stretch, behind)
     if model.extrapolation == "linear":
         powers = np.arange(len(pieces) - 1, 0, -1)[:, None, None]
         slope = _polynomial(writer, pieces[:-1] * powers, stretch, behind)

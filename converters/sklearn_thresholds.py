@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import Container
-from converters.sklearn_extra import give
+from converters.sklearn_extra import class_labels, give
 
 _OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "output_class_labels": [False, True]}
 
@@ -61,8 +61,6 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     if model.response_method == "decision_function" or not hasattr(_inner(model), "predict_proba"):
         raise RuntimeError(f"{type(model).__name__} is converted where probabilities decide.")
     writer = Container(scope, container)
-    known = np.asarray(model.classes_)
-    known = known.astype(str) if known.dtype.kind in "OUS" else known.astype(np.int64)
     scorer = getattr(model, "_curve_scorer", None)
     wanted = scorer._get_pos_label() if scorer is not None else model.pos_label
     place = 1 if wanted is None else int(np.flatnonzero(np.asarray(model.classes_) == wanted)[0])
@@ -73,5 +71,5 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     score = writer.node("Gather", [probabilities, writer.constant(np.array(place, np.int64))], axis=1)
     yes = writer.node("Not", [writer.node("Less", [score, limit])])
     places = writer.node("Where", [yes, *(writer.constant(np.array(n, np.int64)) for n in (place, 1 - place))])
-    give(writer, writer.node("Gather", [writer.constant(known), places], axis=0), operator)
+    give(writer, writer.node("Gather", [writer.constant(class_labels(model.classes_)), places], axis=0), operator)
     give(writer, probabilities, operator, 1)
