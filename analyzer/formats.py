@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from analyzer import flatbuffer, onnx_wire
@@ -38,6 +39,8 @@ _MAGIC: tuple[tuple[int, bytes, Format, str], ...] = (
     (0, b"\x93NUMPY", Format.NUMPY, "npy"),
     (0, b"tree\nversion=v", Format.LIGHTGBM, "lightgbm"),
     (4, b"ET12", Format.UNKNOWN, "executorch"),
+    (0, b"ftrt", Format.UNKNOWN, "tensorrt-engine"),
+    (0, b"vtrt", Format.UNKNOWN, "tensorrt-engine"),
     (0, b"7z\xbc\xaf\x27\x1c", Format.ARCHIVE, "7z"),
     (0, b"\x28\xb5\x2f\xfd", Format.ARCHIVE, "zstd"),
     (0, b"\x04\x22\x4d\x18", Format.ARCHIVE, "lz4"),
@@ -51,6 +54,7 @@ _TEXT_HEADS: tuple[tuple[bytes, str], ...] = (
     (b"<html", "html"),
     (b"<?xml", "xml"),
 )
+_PMML = re.compile(rb"<PMML[\s>]")
 _OPENVINO = re.compile(
     rb"(<\?xml[^>]{0,200}\?>\s*)?(<!--.{0,1000}?-->\s*)*<net\s[^>]{0,1000}?\bversion=[\"']\d+[\"'][^>]{0,1000}>\s*"
     rb"(<!--.{0,1000}?-->\s*)*<(meta_data|layers|pre-process|statistics)\b",
@@ -59,6 +63,9 @@ _OPENVINO = re.compile(
 """The root of OpenVINO's IR. A document type before it, which no OpenVINO writes, makes it any other XML."""
 _XGBOOST_OBJECTIVE = re.compile(rb"(reg|binary|multi|rank|count|survival):[a-z]+.{0,64}?(gbtree|gblinear|dart)", re.S)
 _PYTHON = re.compile(rb"^(import \w|from [\w.]+ import |def \w+\(|class \w+.*:)", re.M)
+_GRAPH_DEF = frozenset({(1, onnx_wire.BYTES), (2, onnx_wire.BYTES), (3, onnx_wire.VARINT), (4, onnx_wire.BYTES)})
+_NODE_NAME = re.compile(rb"[A-Za-z0-9._][\w./>-]*\Z")
+_NAME_BYTES = 4096
 _IDENTIFIERS = re.compile(r"[A-Za-z_][\w.]*\Z")
 
 
@@ -94,6 +101,8 @@ def _without_magic(path: Path, head: bytes) -> Seen:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if _OPENVINO.match(start):
         return Seen(Format.OPENVINO, "openvino")
+    if start[:1] == b"<" and _PMML.search(start):
+        return Seen(Format.UNKNOWN, "pmml")
     for prefix, kind in _TEXT_HEADS:
         if start[: len(prefix)].lower() == prefix:
             return Seen(Format.TEXT, kind)
@@ -102,6 +111,8 @@ def _without_magic(path: Path, head: bytes) -> Seen:
         return Seen(Format.ONNX, "onnx")
     if _saved_model(path):
         return Seen(Format.SAVED_MODEL, "saved-model-file")
+    if (message := _other_message(path)) is not None:
+        return Seen(Format.UNKNOWN, message)
     if _jax_export(path):
         return Seen(Format.JAX_EXPORT, "jax-export")
     if _old_pickle(path, head):
@@ -200,16 +211,46 @@ def _old_pickle(path: Path, head: bytes) -> bool:
 
 def _saved_model(path: Path) -> bool:
     """Whether the file is TensorFlow's SavedModel message: schema version 1, then meta graphs."""
+    seen = [(item.number, item.wire) for item in _first_fields(path)]
+    return len(seen) >= 2 and seen[0] == (1, onnx_wire.VARINT) and set(seen[1:]) == {(2, onnx_wire.BYTES)}
+
+
+def _other_message(path: Path) -> str | None:
+    """Return which protobuf message that is never converted the file is: TensorFlow's GraphDef, Core ML's Model."""
+    seen = _first_fields(path)
+    kinds = {(item.number, item.wire) for item in seen}
+    if seen and kinds <= _GRAPH_DEF and seen[0].number == 1 and _is_graph_node(path, seen[0]):
+        return "graph-def"
+    # specificationVersion, a description, and the model by its type, which is numbered from 200 on.
+    if kinds >= {(1, onnx_wire.VARINT), (2, onnx_wire.BYTES)} and any(200 <= item.number < 4000 for item in seen):
+        return "coreml"
+    return None
+
+
+def _is_graph_node(path: Path, place: onnx_wire.WireField) -> bool:
+    """Whether the message there begins as a NodeDef does: with a name and the name of an operator."""
     with path.open("rb") as handle:
         try:
-            seen = []
-            for item in onnx_wire.fields(handle, 0, path.stat().st_size):
-                seen.append((item.number, item.wire))
-                if len(seen) > 4:
-                    break
-        except onnx_wire.NotWire:
+            inner = onnx_wire.fields(handle, place.start, place.start + place.length)
+            for number in (1, 2):
+                item = next(inner)
+                handle.seek(item.start)
+                text = handle.read(min(item.length, _NAME_BYTES))
+                if (item.number, item.wire) != (number, onnx_wire.BYTES) or not _NODE_NAME.match(text):
+                    return False
+                handle.seek(item.start + item.length)
+        except (onnx_wire.NotWire, StopIteration):
             return False
-    return len(seen) >= 2 and seen[0] == (1, onnx_wire.VARINT) and set(seen[1:]) == {(2, onnx_wire.BYTES)}
+    return True
+
+
+def _first_fields(path: Path, most: int = 5) -> list[onnx_wire.WireField]:
+    """Return the first fields of the message that the file may be; [] where it is none."""
+    with path.open("rb") as handle:
+        try:
+            return list(islice(onnx_wire.fields(handle, 0, path.stat().st_size), most))
+        except onnx_wire.NotWire:
+            return []
 
 
 def _jax_export(path: Path) -> bool:

@@ -15,6 +15,23 @@ _UNSUPPORTED: dict[str, tuple[str, str]] = {
         "This is the saved_model.pb of a TensorFlow SavedModel without its folder of variables.",
         "Drop the whole folder, with saved_model.pb, variables/ and assets/ in it.",
     ),
+    "graph-def": (
+        "This is a frozen TensorFlow graph (GraphDef), which does not say what its inputs and outputs are.",
+        "Save it as a SavedModel with a signature and drop that folder: `tf.compat.v1.saved_model.simple_save(session, "
+        "'folder', inputs={...}, outputs={...})`, or `model.export('folder')` where the Keras model is at hand.",
+    ),
+    "coreml": (
+        "This is a Core ML model for Apple's devices, which can't be converted back.",
+        "Drop the model that it was converted from.",
+    ),
+    "tensorrt-engine": (
+        "This is a TensorRT engine: machine code for one kind of GPU, which can't be converted.",
+        "Drop the ONNX file that it was built from.",
+    ),
+    "pmml": (
+        "This is a PMML document, which is not converted.",
+        "Drop the estimator that it was made from, saved by joblib or skops, or an ONNX file of it.",
+    ),
     "xgboost-binary": (
         "This is an XGBoost model in its deprecated binary format, which is not converted.",
         "Save it with `booster.save_model('model.json')`, convert that with onnxmltools and drop the ONNX file.",

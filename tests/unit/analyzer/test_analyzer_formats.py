@@ -54,6 +54,7 @@ def _npz() -> bytes:
 XGBOOST_TAIL = b"multi:softprob" + b"\x06" + bytes(7) + b"gbtree"
 XGBOOST_BINARY = struct.pack("<fIiiiIII", 0.5, 4, 3, 1, 0, 1, 0, 0) + bytes(104) + struct.pack("<Q", 14)
 SAVED_MODEL = b"\x08\x01\x12\x04\x0a\x02ab"
+GRAPH_DEF = b"\x0a\x10\x0a\x01x\x12\x0bPlaceholder\x0a\x0f\x0a\x03a/y\x12\x05AddV2\x1a\x01x\x22\x03\x08\xa3\x0e"
 
 CASES = [
     ("keras", _zip(**{"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": b"x"}), Format.KERAS, "save"),
@@ -66,6 +67,11 @@ CASES = [
         "save_model",
     ),
     ("executorch", b"\x1c\0\0\0ET12" + bytes(64), Format.UNKNOWN, "torch.export"),
+    ("tensorrt engine", b"ftrt" + bytes(64), Format.UNKNOWN, "ONNX file"),
+    ("tensorrt-rtx engine", b"vtrt" + bytes(64), Format.UNKNOWN, "ONNX file"),
+    ("frozen graph", GRAPH_DEF, Format.UNKNOWN, "SavedModel"),
+    ("core ml", b"\x08\x05\x12\x02\x0a\x00\xa2\x1f\x02\x0a\x00", Format.UNKNOWN, "converted from"),
+    ("pmml", b'<?xml version="1.0"?>\n<PMML version="4.4">\n</PMML>', Format.UNKNOWN, "joblib"),
     ("7z", b"7z\xbc\xaf\x27\x1c" + bytes(64), Format.ARCHIVE, "Unpack"),
     ("lz4", b"\x04\x22\x4d\x18" + bytes(64), Format.ARCHIVE, "joblib"),
     ("rar", b"Rar!\x1a\x07\x01\0", Format.ARCHIVE, "Unpack"),
