@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from converters import ort_values
 from converters.arrays import Array, Arrays, cast, plain
 from converters.domain import Domain
+from converters.lookup_keys import onnx_keys, with_keys
 from converters.onnx_file import onnxruntime_errors, reason, session_options
 from converters.served_interface import fed
 from schemas.descriptor import DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
+
+if TYPE_CHECKING:
+    import onnx
 
 _ONNX_DTYPES: dict[str, DType] = {
     "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
@@ -53,8 +57,11 @@ class OnnxRunner:
 
     @property
     def domains(self) -> Mapping[str, Domain]:
-        """Bounds of integer inputs that index an embedding."""
-        return gather_limits(self.path)
+        """Bounds of integer inputs that index an embedding, and the keys of the tables that inputs are looked up in."""
+        import onnx
+
+        graph = onnx.load(str(self.path), load_external_data=False).graph
+        return with_keys(gather_limits(graph), self.inputs, onnx_keys(graph))
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
@@ -129,11 +136,8 @@ def _hint(why: str) -> str:
     return "The file may be damaged, lack its external data, or use an operator that onnxruntime has not."
 
 
-def gather_limits(path: Path) -> dict[str, Domain]:
+def gather_limits(graph: onnx.GraphProto) -> dict[str, Domain]:
     """Return, for each integer input that indexes a stored table, how many rows the smallest such table has."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
     tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     origin = {value.name: value.name for value in graph.input if value.name not in tables}
     limits: dict[str, int] = {}

@@ -215,7 +215,7 @@ def _completed(context: StepContext, runner: Runner, signature: Signature) -> Mo
 
         assert isinstance(runner, TensorflowRunner)
         sizes = {**signature.sizes, **({BATCH_AXIS: 1} if BATCH_AXIS in signature.sizes else {})}
-        for field, value in tensorflow_facts(runner, sizes).items():
+        for field, value in tensorflow_facts(runner, signature.inputs, sizes).items():
             learn(field, value)
     # The process has loaded the model and run it, so what it took at most is what running takes.
     learn("memory_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

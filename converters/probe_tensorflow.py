@@ -34,9 +34,10 @@ def tensorflow_guesses(specs: Sequence[TensorSpec]) -> Iterator[Guess]:
             return
 
 
-def model_facts(runner: TensorflowRunner, sizes: Mapping[str, int]) -> dict[str, Any]:
+def model_facts(runner: TensorflowRunner, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, Any]:
     """Return parameters, the part of them in matrix products, and FLOPs of one row, from the frozen graph.
 
+    ``inputs`` are the runner's as running found them: an axis that only took one size is that number there.
     FLOPs are TensorFlow's own count, two for each multiply-add; they are left out where a loop or an operator without
     a count holds the work. {} where the graph cannot be frozen at fixed sizes.
     """
@@ -57,7 +58,7 @@ def model_facts(runner: TensorflowRunner, sizes: Mapping[str, int]) -> dict[str,
     }
     fixed = {
         argument: tf.TensorSpec([dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape], spec.dtype)
-        for argument, spec in zip(model.arguments, runner.inputs, strict=True)
+        for argument, spec in zip(model.arguments, inputs, strict=True)
     }
     try:
         traced = tf.function(lambda **given: model.function(**given), autograph=False).get_concrete_function(**fixed)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters import graph_interface, onnx_file, tensorflow_operators, tensorflow_source
+from converters import graph_interface, onnx_file, tensorflow_operators, tensorflow_source, tensorflow_tables
 from converters.model_errors import first_line
 from converters.runners import descriptor_of
 from converters.silence import quiet
@@ -128,6 +128,7 @@ def _from_graph(context: StepContext, source: TensorflowModel) -> onnx.ModelProt
             input_names=list(inputs),
             output_names=outputs,
             initialized_tables=tables,
+            custom_op_handlers=tensorflow_tables.handlers(tables),
             tensors_to_rename={},
         )
     _rename_inputs(model, [renamed[value.name] for value in _inputs(model)])

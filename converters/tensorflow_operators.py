@@ -140,6 +140,12 @@ def _bucketize(write: _Writer, x: str) -> None:
     write("ReduceSum", write("Cast", reached, to=_INT32), last, keepdims=0)
 
 
+def _complex_abs(write: _Writer, x: str) -> None:
+    """Lengths of complex numbers, which tf2onnx's Fourier transforms give as real and imaginary parts along axis 0."""
+    parts = write("ReduceSum", write("Mul", x, x), write.constant(onnx_file.INT64, [0]), keepdims=0)
+    write("Sqrt", parts)
+
+
 def _identity(write: _Writer, x: str) -> None:
     write("Identity", x)
 
@@ -165,6 +171,7 @@ _EXPANSIONS: dict[str, Callable[..., None]] = {
     "Xdivy": _xdivy,
     "MulNoNan": _mul_no_nan,
     "Bucketize": _bucketize,
+    "ComplexAbs": _complex_abs,
     "Snapshot": _identity,
     "PreventGradient": _identity,
     "AccumulateNV2": _sum,

@@ -12,9 +12,11 @@ import numpy as np
 from converters import tensorflow_source
 from converters.arrays import Array, Arrays, cast, kind, plain
 from converters.domain import Domain
+from converters.lookup_keys import Keys, with_keys
 from converters.model_errors import first_line
 from converters.sampling import random_feeds, usual_size
 from converters.tensorflow_source import TensorflowModel
+from converters.tensorflow_tables import table_keys
 from schemas.descriptor import Format, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.step_io import StepContext
@@ -72,8 +74,13 @@ class TensorflowRunner:
 
     @cached_property
     def domains(self) -> Mapping[str, Domain]:
-        """Bounds of integer inputs that index a table, found out by asking for a row it cannot have."""
-        return integer_limits(self.run, self.inputs)
+        """Bounds of integer inputs that index weights, found out by asking for a row they cannot have; keys of tables.
+
+        Which table an input is looked up in is not followed: it may be any of those with keys of its dtype.
+        """
+        keys = Keys()
+        keys.add(table_keys(self.model.function))
+        return with_keys(integer_limits(self.run, self.inputs), self.inputs, {s.name: keys for s in self.inputs})
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""

@@ -220,13 +220,44 @@ def _conv_lstm(k: Any) -> Any:
     return k.Sequential([k.Input((5, 8, 8, 2)), k.layers.ConvLSTM2D(3, 3), k.layers.GlobalMaxPooling2D()])
 
 
+def _numbers_looked_up(k: Any) -> Any:
+    codes = k.layers.IntegerLookup(vocabulary=[10, 2_000, 30])
+    return k.Sequential([k.Input((2,), dtype="int64", name="codes"), codes, k.layers.Embedding(4, 3)])
+
+
+def _unet(k: Any) -> Any:
+    inputs = k.Input((None, None, 3), name="image")
+    wide = k.layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    deep = k.layers.Conv2D(16, 3, padding="same", activation="relu")(k.layers.MaxPooling2D()(wide))
+    joined = k.layers.Concatenate()([wide, k.layers.UpSampling2D()(deep)])
+    return k.Model(inputs, k.layers.Conv2D(1, 1, activation="sigmoid")(joined))
+
+
+def _translator(k: Any) -> Any:
+    source, target = k.Input((None, 6), name="source"), k.Input((None, 4), name="target")
+    _, h, c = k.layers.LSTM(8, return_state=True)(source)
+    decoded = k.layers.LSTM(8, return_sequences=True)(target, initial_state=[h, c])
+    return k.Model([source, target], k.layers.Dense(4, activation="softmax")(decoded))
+
+
+def _augmented(k: Any) -> Any:
+    drawn = [k.layers.RandomFlip(), k.layers.RandomRotation(0.1), k.layers.Conv2D(4, 3, activation="relu")]
+    return k.Sequential([k.Input((24, 24, 3)), *drawn, k.layers.GlobalAveragePooling2D(), k.layers.Dense(3)])
+
+
+def _causal(k: Any) -> Any:
+    tokens = k.Input((None,), dtype="int32", name="token_ids")
+    x = k.layers.Embedding(30, 16, mask_zero=True)(tokens)
+    return k.Model(tokens, k.layers.Dense(30)(k.layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True)))
+
+
 KERAS: dict[str, Build] = {
     build.__name__[1:]: build
     for build in (
         _mlp, _classifier, _cnn, _cnn_any_size, _depthwise, _batch_norm, _residual, _mobilenet, _efficientnet,
         _lstm, _lstm_fixed, _gru, _bidirectional, _masked_text, _embedding_bag, _attention, _conv1d, _conv3d,
         _several, _wide_and_deep, _rescaled, _fixed_batch, _half, _grouped, _discretised, _looked_up,
-        _masked_gru, _conv_lstm,
+        _masked_gru, _conv_lstm, _numbers_looked_up, _unet, _translator, _augmented, _causal,
     )
 }  # fmt: skip
 H5 = ("mlp", "cnn", "lstm", "several")
@@ -301,6 +332,23 @@ def _own_saved_models(folder: Path) -> Iterator[tuple[str, Path]]:
     path = folder / "while_loop"
     tf.saved_model.save(loop, str(path), signatures={"serving_default": loop.step})
     yield "saved-model-while-loop", path
+
+    class Signals(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None, 256), tf.float32, name="wave")])  # type: ignore[untyped-decorator]
+        def spectrum(self, wave: Any) -> dict[str, Any]:
+            return {"spectrum": tf.abs(tf.signal.stft(wave, 64, 32))}
+
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec((None, 4), tf.float32, name="boxes"), tf.TensorSpec((None,), name="scores")]
+        )
+        def pick(self, boxes: Any, scores: Any) -> dict[str, Any]:
+            return {"kept": tf.gather(boxes, tf.image.non_max_suppression(boxes, scores, 5))}
+
+    signals = Signals()
+    for name, function in (("spectrum", signals.spectrum), ("boxes", signals.pick)):
+        path = folder / name
+        tf.saved_model.save(signals, str(path), signatures={"serving_default": function})
+        yield f"saved-model-{name}", path
 
 
 def _lite(model: Any, mode: str) -> bytes | None:

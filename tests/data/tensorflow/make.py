@@ -87,6 +87,38 @@ def half() -> None:
     keras.Sequential(layers).save(HERE / "half.keras")
 
 
+def lookup() -> None:
+    """Write ``lookup.keras``: numbers from a vocabulary to rows of a table."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((1,), dtype="int64", name="code"), keras.layers.IntegerLookup(vocabulary=[10, 2_000, 30])]
+    keras.Sequential([*layers, keras.layers.Embedding(4, 3), keras.layers.Flatten()]).save(HERE / "lookup.keras")
+
+
+def signals() -> None:
+    """Write ``spectrum``, which takes a Fourier transform, and ``boxes``, whose rows depend on each other."""
+    import tensorflow as tf
+
+    class Spectrum(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None, 64), tf.float32, name="wave")])  # type: ignore[untyped-decorator]
+        def measure(self, wave: Any) -> dict[str, Any]:
+            return {"spectrum": tf.abs(tf.signal.stft(wave, 16, 8))}
+
+    class Boxes(tf.Module):  # type: ignore[misc]
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec((None, 4), tf.float32, name="boxes"), tf.TensorSpec((None,), name="scores")]
+        )
+        def pick(self, boxes: Any, scores: Any) -> dict[str, Any]:
+            return {"kept": tf.gather(boxes, tf.image.non_max_suppression(boxes, scores, 5))}
+
+    spectrum, boxes = Spectrum(), Boxes()
+    for name, module, function in (("spectrum", spectrum, spectrum.measure), ("boxes", boxes, boxes.pick)):
+        tf.saved_model.save(module, str(HERE / name), signatures={"serving_default": function})
+        (HERE / name / "fingerprint.pb").unlink()
+        (HERE / name / "assets").rmdir()
+
+
 def jax_function() -> None:
     """Write ``function.jax``; needs jax and flatbuffers, which no toolchain has."""
     import jax
@@ -105,3 +137,5 @@ if __name__ == "__main__":
     else:
         main()
         half()
+        lookup()
+        signals()

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from converters import arrays, tensorflow_onnx, tensorflow_operators, tensorflow_runner, tensorflow_source
+from converters.model_errors import first_line
 from converters.onnx_runner import OnnxRunner
 from executor import StepSpec, run
 from executor.sandbox import Sandbox
@@ -135,6 +136,36 @@ def test_a_tflite_model_keeps_the_names_of_its_signature(steps, file, dtype):
     assert ("QuantizeLinear" in report.operators) == (dtype == "int8")
 
 
+@pytest.mark.sandbox
+@pytest.mark.timeout(300)
+def test_a_table_of_whole_numbers_is_converted_and_proven_on_its_own_keys(steps):
+    path = DATA / "lookup.keras"
+    report, _ = steps("probe", described(Format.KERAS), model=path)
+    _, reference = steps("reference", report.descriptor, model=path)
+    drawn = {
+        number for file in (reference / "reference").glob("*.inputs.npz") for number in arrays.load(file)["code"].flat
+    }
+    assert drawn == {10, 2_000, 30, 9, 2_001}
+
+    converted, out = steps("keras_onnx", report.descriptor, model=path, reference=reference / "reference")
+    assert isinstance(converted, ConversionReport), converted
+    assert proven(reference / "reference", out / "model") < 1e-6
+
+
+@pytest.mark.sandbox
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "axis"), [("spectrum", BATCH_AXIS), ("boxes", "rows")])
+def test_a_saved_model_is_described_and_converted_whatever_its_rows_are(steps, name, axis):
+    report, _ = steps("probe", described(Format.SAVED_MODEL), model=DATA / name)
+    assert isinstance(report, ProbeReport), report
+    assert {found.shape[0] for found in report.descriptor.inputs} == {axis}
+    _, reference = steps("reference", report.descriptor, model=DATA / name)
+
+    converted, out = steps("savedmodel_onnx", report.descriptor, model=DATA / name, reference=reference / "reference")
+    assert isinstance(converted, ConversionReport), converted
+    assert proven(reference / "reference", out / "model") < 1e-5
+
+
 def graph(kind: str, *inputs: str, opset: int = 17, **attributes: Any) -> onnx.ModelProto:
     node = helper.make_node(kind, inputs, ["y"], name="block/node", **attributes)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in inputs]
@@ -213,6 +244,26 @@ def test_an_operator_without_an_onnx_form_is_named_with_its_place():
     with pytest.raises(ConversionFailed, match=r"Betainc \(at block/node\)") as failure:
         tensorflow_onnx._check_operators(graph("Betainc", "x"))
     assert failure.value.hint
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            "Graph execution error:\n\nDetected at node map/while/DecodeJpeg defined at (most recent call last):\n"
+            "<stack traces unavailable>\nUnknown image file format.\n\t [[{{node map/while/DecodeJpeg}}]] [Op:f]",
+            "Unknown image file format",
+        ),
+        (
+            "Graph execution error:\n\nDetected at node a defined at (most recent call last):\n"
+            '  File "x.py", line 1, in <module>\n\n2 root error(s) found.\n  (0) INVALID_ARGUMENT:  Bad.\n',
+            "Bad",
+        ),
+        ("Graph execution error:\n", "Graph execution error"),
+    ],
+)
+def test_of_a_failed_graph_the_cause_is_told_and_not_the_place(raised, told):
+    assert first_line(RuntimeError(raised)) == told
 
 
 def test_the_bound_of_token_ids_is_found_by_asking():
