@@ -10,8 +10,11 @@ import numpy as np
 from converters.arrays import Array
 from converters.forest import GraphWriter
 
-Link = Literal["identity", "sigmoid", "softmax", "exp", "log1p_exp", "signed_square", "step"]
+Link = Literal["identity", "sigmoid", "softmax", "exp", "log1p_exp", "signed_square", "step", "variance"]
 Task = Literal["classification", "multilabel", "regression", "ranking"]
+
+"""``variance``: of a mean and the logarithm of a standard deviation, the mean and the variance."""
+_TWO = np.array(2, np.float32)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,16 @@ class Outputs:
         return ("scores",) if self.task == "ranking" else ("prediction",)
 
 
-def write_outputs(writer: GraphWriter, outputs: Outputs, margins: str, targets: int) -> dict[str, str]:
-    """Add the nodes that make ``outputs`` of ``margins`` (batch, targets), float32; return output name to tensor."""
+def write_outputs(
+    writer: GraphWriter, outputs: Outputs, margins: str, targets: int, *, raw: bool = False
+) -> dict[str, str]:
+    """Add the nodes that make ``outputs`` of ``margins`` (batch, targets), float32; return output name to tensor.
+
+    ``raw`` leaves a classifier's margins what they are, where others calibrate its decision function.
+    """
+    if raw and outputs.task == "classification":
+        given = write_outputs(writer, outputs, margins, targets)
+        return {**given, "probabilities": margins}
     values = _linked(writer, outputs, margins)
     if outputs.task == "multilabel":
         half = writer.constant(np.array(0.5, np.float32))
@@ -67,4 +78,10 @@ def _linked(writer: GraphWriter, outputs: Outputs, margins: str) -> str:
         case "step":
             above = writer.node("Greater", [margins, writer.constant(np.array(0, np.float32))])
             return writer.node("Cast", [above], to=1)
+        case "variance":
+            mean, deviation = (writer.constant(np.array([column], np.int64)) for column in (0, 1))
+            twice = writer.node("Mul", [writer.node("Gather", [margins, deviation], axis=1), writer.constant(_TWO)])
+            return writer.node(
+                "Concat", [writer.node("Gather", [margins, mean], axis=1), writer.node("Exp", [twice])], axis=1
+            )
     return margins

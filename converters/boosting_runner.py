@@ -144,7 +144,8 @@ class _CatBoost(Booster):
             if self.outputs.classes.dtype.kind == "i":
                 labels = labels.astype(np.float64).astype(np.int64)
             return labels, ask("Probability")
-        return (ask("Exponent" if self.outputs.link == "exp" else "RawFormulaVal"),)
+        asked = {"exp": "Exponent", "variance": "RMSEWithUncertainty"}
+        return (ask(asked.get(self.outputs.link, "RawFormulaVal")),)
 
 
 class BoostingRunner:

@@ -211,6 +211,11 @@ class Container:
         return name
 
 
+def asks_scores(container: Any, estimator: Any) -> bool:
+    """Whether what ``estimator`` decides by is asked for, not probabilities."""
+    return bool(container.get_options(estimator, {"raw_scores": False})["raw_scores"])
+
+
 def _convert(scope: Any, operator: Any, container: Any) -> None:
     from skl2onnx.common.data_types import DoubleTensorType
 
@@ -226,7 +231,9 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     if wide:
         # onnxruntime's operator gives float32 whatever it takes.
         margins = writer.node("Cast", [margins], to=1)
-    given = write_outputs(writer, outputs_of(estimator), margins, len(forest.base))
+    given = write_outputs(
+        writer, outputs_of(estimator), margins, len(forest.base), raw=asks_scores(container, estimator)
+    )
     for tensor, variable in zip(given.values(), operator.outputs, strict=False):
         container.add_node(
             "Identity", [tensor], [variable.full_name], name=scope.get_unique_operator_name("Identity"),

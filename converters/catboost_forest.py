@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.arrays import Array, plain
-from converters.boosting_outputs import Outputs
+from converters.boosting_outputs import Link, Outputs
 from converters.forest import LEAF, Forest, Tree
 from schemas.errors import ConversionFailed
 
@@ -57,7 +57,8 @@ def outputs_of(model: Any) -> Outputs:
         return Outputs("classification", "sigmoid", classes)
     if loss.startswith(_RANKING):
         return Outputs("ranking", "identity", none)
-    return Outputs("regression", "exp" if loss in _EXPONENT else "identity", none)
+    links: dict[str, Link] = {"RMSEWithUncertainty": "variance", **dict.fromkeys(_EXPONENT, "exp")}
+    return Outputs("regression", links.get(loss, "identity"), none)
 
 
 def forest_of(model: Any) -> Forest:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.boosting_sklearn import Container
 from converters.sklearn_extra import class_labels, give
-from converters.sklearn_frozen import thawed
+from converters.sklearn_members import Writer, decides, declare, opened, said, shape
 
 _ALIAS = "ModeliumCalibrated"
 _OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "output_class_labels": [False, True]}
@@ -26,46 +25,18 @@ def register() -> None:
     from sklearn.calibration import CalibratedClassifierCV
 
     update_registered_converter(
-        CalibratedClassifierCV, _ALIAS, _shape, _convert, parser=_parse, options=_OPTIONS, overwrite=True
+        CalibratedClassifierCV, _ALIAS, shape, _convert, parser=declare(_ALIAS), options=_OPTIONS, overwrite=True
     )
-
-
-def _opened(estimator: Any) -> Any:
-    """Return the estimator that a frozen one or a search stands for."""
-    found = thawed(estimator)
-    return _opened(found.best_estimator_) if hasattr(found, "best_estimator_") else found
-
-
-def _decides(estimator: Any) -> bool:
-    """Whether it is calibrated by its decision function rather than its probabilities."""
-    return hasattr(estimator, "decision_function")
-
-
-def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    from skl2onnx.common.data_types import FloatTensorType
-
-    operator = scope.declare_local_operator(_ALIAS, model)
-    operator.inputs.extend(inputs)
-    for name in ("label", "probabilities"):
-        operator.outputs.append(scope.declare_local_variable(name, FloatTensorType()))
-    return operator.outputs
-
-
-def _shape(operator: Any) -> None:
-    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
-
-    classes = np.asarray(operator.raw_operator.classes_)
-    operator.outputs[0].set_type((StringTensorType if classes.dtype.kind in "OUS" else Int64TensorType)([None]))
-    operator.outputs[1].set_type(FloatTensorType([None, len(classes)]))
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
     model = operator.raw_operator
-    write = _Writer(Container(scope, container))
-    given = [
-        _calibrated(write, calibrated, _scores(scope, container, operator, calibrated.estimator))
-        for calibrated in model.calibrated_classifiers_
-    ]
+    write = Writer(scope, container)
+    given = []
+    for calibrated in model.calibrated_classifiers_:
+        raw = decides(opened(calibrated.estimator))
+        scores = said(scope, container, operator.inputs, calibrated.estimator, raw=raw).scores
+        given.append(_calibrated(write, calibrated, scores))
     probabilities = given[0] if len(given) == 1 else write("Mean", *given)
     best = write("ArgMax", probabilities, axis=1, keepdims=0)
     labels = write.container.constant(class_labels(model.classes_))
@@ -73,60 +44,22 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     give(write.container, probabilities, operator, 1)
 
 
-def _scores(scope: Any, container: Any, operator: Any, estimator: Any) -> str:
-    """Declare the classifier with all that it is made of; return what it is calibrated by, float32."""
-    from skl2onnx._parse import _parse_sklearn
-    from skl2onnx._supported_operators import sklearn_operator_name_map
-    from skl2onnx.common._registration import get_converter
-
-    from converters.sklearn_onnx import use_equivalents
-
-    inner = last = _opened(estimator)
-    use_equivalents(inner)
-    parts = [inner]
-    while hasattr(last, "steps"):
-        last = _opened(last.steps[-1][1])
-        parts.append(last)
-    alias = sklearn_operator_name_map.get(type(last))
-    known = get_converter(alias).get_allowed_options() or {} if alias is not None else {}
-    if _decides(inner) and "raw_scores" not in known:
-        raise RuntimeError(f"The decision function of {type(last).__name__} has no form in ONNX.")
-    for part in parts:
-        wanted = {"zipmap": False, "raw_scores": _decides(inner)} if part is last else {"zipmap": False}
-        for options in (scope, container):
-            options.add_options(id(part), {name: value for name, value in wanted.items() if name in known})
-    _, said = _parse_sklearn(scope, inner, operator.inputs)
-    return Container(scope, container).node("Cast", [said.full_name], to=1)
-
-
-class _Writer:
-    """Nodes whose numbers are float32."""
-
-    def __init__(self, container: Container) -> None:
-        self.container = container
-
-    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        return self.container.node(operator, inputs, **attributes)
-
-    def numbers(self, values: Any) -> str:
-        return self.container.constant(np.asarray(values, dtype=np.float32))
-
-    def places(self, values: Any) -> str:
-        return self.container.constant(np.asarray(values, dtype=np.int64))
-
-
-def _calibrated(write: _Writer, calibrated: Any, scores: str) -> str:
+def _calibrated(write: Writer, calibrated: Any, scores: str) -> str:
     """Return the probabilities, [rows, classes], that one calibrated classifier makes of what its estimator said."""
     estimator, classes = calibrated.estimator, np.asarray(calibrated.classes)
     if calibrated.method == "temperature":
         return _cooled(write, calibrated, scores, len(classes))
     if len(classes) == 2:
-        yes = _line(write, calibrated.calibrators[0], write("Gather", scores, write.places([-1]), axis=1))
+        yes = _line(write, calibrated.calibrators[0], write.last(scores))
         return write("Concat", write("Sub", write.numbers(1), yes), yes, axis=1)
     places = np.searchsorted(classes, np.asarray(estimator.classes_))
+    if len(places) == 2:  # one that met two of several classes says one number, which scikit-learn takes for the first
+        said_columns = [write.last(scores)]
+    else:
+        said_columns = [write.column(scores, number) for number in range(len(places))]
     columns = {
-        int(place): _line(write, calibrator, write("Gather", scores, write.places([column]), axis=1))
-        for column, (place, calibrator) in enumerate(zip(places, calibrated.calibrators, strict=True))
+        int(place): _line(write, calibrator, column)
+        for place, calibrator, column in zip(places, calibrated.calibrators, said_columns, strict=False)
     }
     # A class that this classifier was not fitted on has no probability here.
     nothing = write("Mul", next(iter(columns.values())), write.numbers(0))
@@ -137,16 +70,16 @@ def _calibrated(write: _Writer, calibrated: Any, scores: str) -> str:
     return write("Where", empty, write.numbers(1 / len(classes)), shares)
 
 
-def _cooled(write: _Writer, calibrated: Any, scores: str, classes: int) -> str:
-    if not _decides(thawed(calibrated.estimator)):
+def _cooled(write: Writer, calibrated: Any, scores: str, classes: int) -> str:
+    if not decides(opened(calibrated.estimator)):
         scores = write("Log", write("Add", scores, write.numbers(_EPSILON)))
     elif classes == 2:
-        second = write("Gather", scores, write.places([-1]), axis=1)
+        second = write.last(scores)
         scores = write("Concat", write("Neg", second), second, axis=1)
     return write("Softmax", write("Mul", scores, write.numbers(float(calibrated.calibrators[0].beta_))), axis=1)
 
 
-def _line(write: _Writer, calibrator: Any, score: str) -> str:
+def _line(write: Writer, calibrator: Any, score: str) -> str:
     """Return the probability that a sigmoid or an isotonic regression gives a column of scores."""
     if hasattr(calibrator, "a_"):
         bent = write("Add", write("Mul", score, write.numbers(calibrator.a_)), write.numbers(calibrator.b_))

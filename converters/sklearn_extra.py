@@ -19,8 +19,8 @@ _UNARY: dict[str, str] = {
     "rint": "Round", "expit": "Sigmoid",
 }  # fmt: skip
 _OTHERS = (
-    "forests", "encoders", "gaussian", "nearest", "radius", "chains", "columns", "splines", "stacking", "target",
-    "thresholds",
+    "calibrated", "forests", "frozen", "encoders", "gaussian", "nearest", "radius", "chains", "columns", "discriminant",
+    "splines", "projections", "regressors", "stacking", "target", "thresholds", "votes", "one_vs",
 )  # fmt: skip
 """Modules that register more; they use what is here."""
 _MAX_ROUNDS = 4000

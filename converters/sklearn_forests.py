@@ -8,7 +8,7 @@ import numpy as np
 
 from converters.arrays import Array
 from converters.boosting_outputs import Link, Outputs, write_outputs
-from converters.boosting_sklearn import Container
+from converters.boosting_sklearn import Container, asks_scores
 from converters.catboost_forest import classes_of, plain_classes
 from converters.forest import LEAF, MAX_CATEGORY, Choice, Forest, Tree, write_margins
 from schemas.errors import ConversionFailed
@@ -86,7 +86,8 @@ def _hist(scope: Any, operator: Any, container: Any) -> None:
     elif model.loss in ("poisson", "gamma"):
         link = "exp"
     outputs = Outputs("classification" if is_classifier(model) else "regression", link, classes)
-    given = write_outputs(writer, outputs, margins, len(forest.base))
+    raw = is_classifier(model) and asks_scores(container, model)
+    given = write_outputs(writer, outputs, margins, len(forest.base), raw=raw)
     for number, tensor in enumerate(given.values()):
         give(writer, tensor, operator, number)
 

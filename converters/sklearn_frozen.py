@@ -1,4 +1,4 @@
-"""FrozenEstimator: the estimator inside it, which skl2onnx does not look at."""
+"""FrozenEstimator and SelfTrainingClassifier: the estimator inside, which skl2onnx does not look at."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ def register() -> None:
     """Make skl2onnx use this; again and again does no harm."""
     from skl2onnx import update_registered_converter
     from sklearn.frozen import FrozenEstimator
+    from sklearn.semi_supervised import SelfTrainingClassifier
 
-    update_registered_converter(
-        FrozenEstimator, "ModeliumFrozenEstimator", _shape, _convert, parser=_parse, overwrite=True,
-        options={"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
-                 "output_class_labels": [False, True]},
-    )  # fmt: skip
+    for cls in (FrozenEstimator, SelfTrainingClassifier):
+        update_registered_converter(
+            cls, f"Modelium{cls.__name__}", _shape, _convert, parser=_parse, overwrite=True,
+            options={"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
+                     "output_class_labels": [False, True]},
+        )  # fmt: skip
 
 
 def thawed(estimator: Any) -> Any:
-    """Return the estimator without what keeps it from being fitted again."""
+    """Return the fitted estimator that answers for ``estimator``."""
     from sklearn.frozen import FrozenEstimator
+    from sklearn.semi_supervised import SelfTrainingClassifier
 
-    while isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    return estimator
+    if isinstance(estimator, FrozenEstimator):
+        return thawed(estimator.estimator)
+    return thawed(estimator.estimator_) if isinstance(estimator, SelfTrainingClassifier) else estimator
 
 
 def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from converters import graph_interface, onnx_file, sklearn_extra, sklearn_radius
+import numpy as np
+
+from converters import graph_interface, onnx_file, sklearn_extra, sklearn_projections, sklearn_radius
 from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
@@ -99,9 +101,17 @@ def use_equivalents(estimator: Any) -> None:
             changes[key] = False
         if name == "encode" and value == "onehot":
             changes[key] = "onehot-dense"
+        if name == "weights" and isinstance(value, list | tuple):
+            changes[key] = np.array(value)
     if changes:
         # A fitted CatBoost model takes no new parameters, not even none.
         estimator.set_params(**changes)
+    if type(estimator).__name__ == "AdaBoostClassifier" and estimator.classes_.dtype.kind == "b":
+        estimator.classes_ = estimator.classes_.astype(np.int64)  # skl2onnx takes them for names
+    sklearn_projections.mark_transforming(estimator)
+    for part in every_step(estimator):
+        if getattr(part, "encode", None) == "onehot":  # what a ColumnTransformer fitted is no parameter of it
+            part.encode = "onehot-dense"
     for part in steps_of(estimator):
         if type(part).__name__ == "RandomTreesEmbedding":
             # skl2onnx refuses its sparse table, which is the same as the dense one.
@@ -124,7 +134,6 @@ def drop_string_imputers(estimator: Any) -> None:
 
 
 def _fills_strings(step: Any) -> bool:
-    import numpy as np
     from sklearn.impute import SimpleImputer
 
     missing = getattr(step, "missing_values", None)

@@ -28,6 +28,7 @@ MATRIX_INPUT = "X"
 """Name of the one input of an estimator whose columns are all numbers."""
 UNKNOWN = "a value never seen"
 """A category that no encoder was fitted on."""
+_MOST_GAPS = 512
 _REMEMBERED = 4096
 """Rows of an estimator's memory that samples are near."""
 TEXT_INPUT = "text"
@@ -113,8 +114,8 @@ class SklearnRunner:
         for feature, choices in enumerate(domain.columns):
             if choices is not None and len(choices):
                 row[0, feature] = choices[0]
-        gap = row.copy()
-        gap[0, 0] = np.nan
+        gap = np.repeat(row, min(self.width, _MOST_GAPS), axis=0)
+        np.fill_diagonal(gap, np.nan)  # one that takes a gap here may not take one there
         try:
             # CatBoost makes what it is given read-only.
             self._guarded(row)
@@ -253,7 +254,8 @@ def _check_fitted(estimator: Any) -> None:
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
-    if getattr(estimator, "refit", True) is False and hasattr(estimator, "cv"):
+    holds = any(hasattr(estimator, name) for name in ("best_estimator_", "estimator_"))
+    if getattr(estimator, "refit", True) is False and hasattr(estimator, "cv") and not holds:
         raise ModelFailed(
             f"This {type(estimator).__name__} was made with refit=False and holds no model.",
             hint="Fit an estimator with the best_params_ that it found, and save that.",

@@ -6,6 +6,7 @@ pipeline it hands options that the classifier at its end does not know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ def register() -> None:
 
 def _pipeline(scope: Any, operator: Any, container: Any) -> None:
     """A pipeline inside another model."""
+    write_steps(scope, operator, container, [step for _, step in operator.raw_operator.steps])
+
+
+def write_steps(scope: Any, operator: Any, container: Any, steps: Sequence[Any]) -> None:
+    """Write estimators of which each takes what the one before gives, in the place of ``operator``."""
     from skl2onnx._parse import _parse_sklearn
     from skl2onnx._supported_operators import sklearn_operator_name_map
     from skl2onnx.common._registration import get_converter
@@ -35,7 +41,7 @@ def _pipeline(scope: Any, operator: Any, container: Any) -> None:
     from sklearn.pipeline import Pipeline
 
     given = operator.inputs
-    for _, step in operator.raw_operator.steps:
+    for step in steps:
         alias = sklearn_operator_name_map.get(type(step))
         known = get_converter(alias).get_allowed_options() or {} if alias is not None else {}
         if isinstance(step, Pipeline) or (is_classifier(step) and "zipmap" in known):

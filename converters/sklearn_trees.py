@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
 _TRACKS = "nodes_missing_value_tracks_true"
+_INSIDE = ("final_estimator_", "estimator_", "regressor_", "estimator")
+"""Where estimators of estimators keep another; one that is only to be fitted has no trees."""
 _SHAPE = ("nodes_truenodeids", "nodes_falsenodeids")
 
 
@@ -61,6 +63,8 @@ def _trees(estimator: Any) -> Iterator[Any]:
         members = getattr(part, "estimators_", None)
         for member in np.asarray(members, dtype=object).reshape(-1) if members is not None else ():
             yield from _trees(member)
-        final = getattr(part, "final_estimator_", None)
-        if final is not None:
-            yield from _trees(final)
+        for name in _INSIDE:
+            if (inner := vars(part).get(name)) is not None and not isinstance(inner, str):
+                yield from _trees(inner)
+        for calibrated in getattr(part, "calibrated_classifiers_", ()):
+            yield from _trees(calibrated.estimator)

@@ -12,7 +12,7 @@ from converters.boosting_outputs import Link, Outputs
 from converters.forest import LEAF, Choice, Forest, Tree
 from schemas.errors import ConversionFailed, ModelFailed
 
-_LOGIT = frozenset({"binary:logistic", "reg:logistic", "binary:logitraw"})
+_LOGIT = frozenset({"binary:logistic", "reg:logistic"})
 _LOG = frozenset({"count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"})
 _CATEGORICAL = 1
 

@@ -74,6 +74,7 @@ def boosted_files(folder: Path) -> Iterator[tuple[str, Path]]:
         ("xgboost-poisson.json", xgboost.XGBRegressor(objective="count:poisson", **x).fit(body, sugar)),
         ("xgboost-ranking.json", xgboost.XGBRanker(**x).fit(body, ranks, qid=queries)),
         ("xgboost-forest.json", xgboost.XGBRFClassifier(n_estimators=20).fit(*iris)),
+        ("xgboost-raw-logit.json", xgboost.XGBClassifier(objective="binary:logitraw", **x).fit(cancer, malign)),
         (
             "xgboost-vector-leaves.json",
             xgboost.XGBRegressor(multi_strategy="multi_output_tree", **x).fit(body, np.c_[sugar, -sugar]),
@@ -105,6 +106,10 @@ def boosted_files(folder: Path) -> Iterator[tuple[str, Path]]:
         ("catboost-multiclass.cbm", catboost.CatBoostClassifier(**cat).fit(*iris)),
         ("catboost-regression.cbm", catboost.CatBoostRegressor(**cat).fit(body, sugar)),
         ("catboost-missing.cbm", catboost.CatBoostClassifier(nan_mode="Max", **cat).fit(holes, malign)),
+        (
+            "catboost-uncertain-regression.cbm",
+            catboost.CatBoostRegressor(loss_function="RMSEWithUncertainty", **cat).fit(body, sugar),
+        ),
         ("catboost-labels.cbm", catboost.CatBoostClassifier(**cat).fit(cancer, np.where(malign, "good", "bad"))),
         ("catboost-lossguide.cbm", catboost.CatBoostRegressor(grow_policy="Lossguide", **cat).fit(body, sugar)),
         ("catboost-ranking.cbm", catboost.CatBoostRanker(**cat).fit(body, sugar / 400, group_id=queries)),
@@ -156,6 +161,8 @@ def boosted_estimators() -> Iterator[tuple[str, Fit]]:
         ("catboost-strings", make_pipeline(_columns(one_hot, numbers), catboost.CatBoostClassifier(**cat)), _people),
         ("xgb-texts", make_pipeline(TfidfVectorizer(), xgboost.XGBClassifier(**x)), _texts),
         ("xgb-calibrated", CalibratedClassifierCV(xgboost.XGBClassifier(**x), cv=2), _cancer),
+        ("lgbm-calibrated", CalibratedClassifierCV(lightgbm.LGBMClassifier(**light), method="isotonic", cv=2), _cancer),
+        ("catboost-uncertain", catboost.CatBoostRegressor(loss_function="RMSEWithUncertainty", **cat), _diabetes),
         ("xgb-missing-value", xgboost.XGBClassifier(missing=0.0, **x), _cancer),
         ("boosted-voting", VotingClassifier(
             [("x", xgboost.XGBClassifier(**x)), ("l", lightgbm.LGBMClassifier(**light))], voting="soft"), _iris),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import sklearn_combinations
+import sklearn_nested
 
 Fit = Callable[[], Any]
 
@@ -38,7 +39,8 @@ def models(folder: Path) -> Iterator[tuple[str, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, fit in [*estimators(), *pipelines(), *sklearn_combinations.combinations()]:
+        beside = (*sklearn_combinations.combinations(), *sklearn_nested.nested())
+        for name, fit in [*estimators(), *pipelines(), *beside]:
             path = folder / f"{name}.joblib"
             joblib.dump(fit(), path)
             yield name, path

@@ -113,3 +113,37 @@ def run_onnx() -> Callable[[StepContext, Mapping[str, Any]], dict[str, np.ndarra
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
     return run
+
+
+@pytest.fixture
+def same(tmp_path: Path, make_context, make_spec, run_onnx):
+    """Convert an estimator and compare what the graph gives with what the estimator gives."""
+
+    import joblib
+
+    from converters import sklearn_onnx
+    from converters.sklearn_runner import SklearnRunner
+
+    def check(estimator, feeds, outputs, atol=1e-5):
+        joblib.dump(estimator, tmp_path / "model.joblib")
+        runner = SklearnRunner(joblib.load(tmp_path / "model.joblib"))
+        context = make_context(
+            "sklearn_onnx",
+            tmp_path / "model.joblib",
+            Format.SKLEARN,
+            inputs=runner.inputs,
+            outputs=[make_spec(*output) for output in outputs],
+        )
+        sklearn_onnx.convert(context)
+        wanted = runner.run(feeds)
+        got = run_onnx(context, feeds)
+        assert list(got) == list(wanted)
+        for name, array in wanted.items():
+            assert got[name].shape == array.shape, name
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(got[name], array, atol=atol, rtol=1e-5)
+            else:
+                assert (got[name] == array).all(), name
+        return lambda more: run_onnx(context, more)
+
+    return check

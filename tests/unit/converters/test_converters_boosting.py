@@ -21,16 +21,16 @@ def _words(text: str) -> list[str]:
 CHECKOUT = Path(__file__).parents[3]
 OWN = _words(
     "xgboost-binary xgboost-multiclass xgboost-regression xgboost-missing xgboost-dart xgboost-linear xgboost-poisson "
-    "xgboost-ranking xgboost-forest xgboost-vector-leaves xgboost-categories lightgbm-binary lightgbm-multiclass "
-    "lightgbm-regression lightgbm-missing lightgbm-zero-missing lightgbm-dart lightgbm-ranking lightgbm-categories "
+    "xgboost-ranking xgboost-forest xgboost-vector-leaves xgboost-categories xgboost-raw-logit lightgbm-binary "
+    "lightgbm-multiclass lightgbm-regression lightgbm-missing lightgbm-zero-missing lightgbm-dart lightgbm-ranking lightgbm-categories "
     "catboost-binary catboost-multiclass catboost-regression catboost-missing catboost-labels catboost-lossguide "
-    "catboost-ranking"
+    "catboost-ranking catboost-uncertain-regression"
 )
 ESTIMATORS = _words(
     "xgb-classifier xgb-multiclass xgb-regressor lgbm-classifier lgbm-multiclass lgbm-regressor catboost-classifier "
     "catboost-regressor xgb-scaled lgbm-scaled catboost-scaled xgb-strings xgb-strings-sparse lgbm-strings "
     "catboost-strings xgb-texts xgb-calibrated xgb-missing-value boosted-voting boosted-stacking xgb-ranker "
-    "lgbm-ranker lgbm-labels xgb-multioutput"
+    "lgbm-ranker lgbm-labels xgb-multioutput lgbm-calibrated catboost-uncertain"
 )
 PIPELINES = _words(
     "strings-onehot-logistic strings-hist-categories strings-text-column strings-imputed strings-labels "
@@ -72,9 +72,9 @@ def test_a_boosted_file_takes_one_table_and_gives_what_its_objective_promises(
     assert table[:2] == ["X", "float32"] and table[2][0] == "batch"
     if "ranking" in name:
         assert outputs == {"scores": ["float32", ["batch", 1]]}
-    elif any(word in name for word in ("regression", "poisson", "linear", "vector", "zero", "lossguide")) or (
-        name == "lightgbm-dart"
-    ):
+    elif any(
+        word in name for word in ("regression", "poisson", "linear", "vector", "zero", "lossguide", "raw-logit")
+    ) or (name == "lightgbm-dart"):
         assert list(outputs) == ["prediction"]
     else:
         assert outputs["label"][1] == ["batch"]

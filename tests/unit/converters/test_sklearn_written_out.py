@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
-import joblib
 import numpy as np
 import pytest
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -40,9 +38,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from converters import onnx_file, sklearn_onnx
-from converters.sklearn_runner import SklearnRunner
-from schemas.descriptor import Format
+from converters import onnx_file
 from schemas.errors import ConversionFailed
 
 pytestmark = pytest.mark.sklearn
@@ -52,35 +48,6 @@ DIABETES = load_diabetes()
 TWO = np.c_[DIABETES.target > 140, DIABETES.target > 200].astype(int)
 FLOWERS = IRIS.data.astype(np.float32)
 NAMES = np.array(["setosa", "versicolor", "virginica"])
-
-
-@pytest.fixture
-def same(tmp_path: Path, make_context, make_spec, run_onnx):
-    """Convert an estimator and compare what the graph gives with what the estimator gives."""
-
-    def check(estimator, feeds, outputs, atol=1e-5):
-        joblib.dump(estimator, tmp_path / "model.joblib")
-        runner = SklearnRunner(joblib.load(tmp_path / "model.joblib"))
-        context = make_context(
-            "sklearn_onnx",
-            tmp_path / "model.joblib",
-            Format.SKLEARN,
-            inputs=runner.inputs,
-            outputs=[make_spec(*output) for output in outputs],
-        )
-        sklearn_onnx.convert(context)
-        wanted = runner.run(feeds)
-        got = run_onnx(context, feeds)
-        assert list(got) == list(wanted)
-        for name, array in wanted.items():
-            assert got[name].shape == array.shape, name
-            if array.dtype.kind == "f":
-                np.testing.assert_allclose(got[name], array, atol=atol, rtol=1e-5)
-            else:
-                assert (got[name] == array).all(), name
-        return lambda more: run_onnx(context, more)
-
-    return check
 
 
 @pytest.mark.parametrize(

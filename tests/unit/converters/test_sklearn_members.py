@@ -1,0 +1,228 @@
+"""Estimators made of estimators of any kind: each against scikit-learn itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.cross_decomposition import CCA
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.decomposition import FactorAnalysis, FastICA, SparsePCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
+    BaggingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.frozen import FrozenEstimator
+from sklearn.kernel_approximation import AdditiveChi2Sampler, Nystroem, RBFSampler, SkewedChi2Sampler
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron, Ridge
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, PowerTransformer, StandardScaler
+from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
+
+from converters.sklearn_runner import SklearnRunner
+
+pytestmark = [pytest.mark.sklearn, pytest.mark.filterwarnings("ignore")]
+
+IRIS, DIABETES = load_iris(), load_diabetes()
+FLOWERS, PEOPLE = IRIS.data.astype(np.float32), DIABETES.data.astype(np.float32)
+NAMES = np.array(["setosa", "versicolor", "virginica"])[IRIS.target]
+LARGE = (IRIS.data[:, 2] > 4).astype(int)
+CANCER, MALIGN = load_breast_cancer(return_X_y=True)
+BOTH = np.c_[DIABETES.target, -DIABETES.target[::-1]]
+"""Two targets."""
+
+
+def scaled(estimator):
+    return make_pipeline(StandardScaler(), estimator)
+
+
+def label(classes) -> tuple[str, tuple[str, ...], str]:
+    return ("label", ("batch",), "string" if classes.dtype.kind == "U" else "int64")
+
+
+@pytest.mark.parametrize("target", [NAMES, LARGE], ids=["three", "two"])
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic", "temperature"])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        scaled(LogisticRegression()),
+        scaled(LinearSVC()),
+        scaled(SVC()),
+        GaussianNB(),
+        RandomForestClassifier(5, max_depth=3, random_state=0),
+        HistGradientBoostingClassifier(max_iter=3),
+        BaggingClassifier(LogisticRegression(max_iter=1000), n_estimators=2, random_state=0),
+        GridSearchCV(scaled(LogisticRegression()), {"logisticregression__C": [0.1, 1]}, cv=2),
+    ],
+    ids=["pipeline", "svc", "kernel", "bayes", "forest", "boosted", "bag", "search"],
+)
+def test_a_classifier_is_calibrated_as_scikit_learn_does(same, inner, method, target):
+    estimator = CalibratedClassifierCV(inner, method=method, cv=2).fit(IRIS.data, target)
+    classes = len(np.unique(target))
+    same(estimator, {"X": FLOWERS[::3]}, [label(target), ("probabilities", ("batch", classes))], atol=1e-4)
+
+
+def test_a_classifier_that_never_saw_a_class_is_calibrated_for_the_others(same):
+    rows = np.r_[0:60, 100:103]
+    estimator = CalibratedClassifierCV(scaled(LogisticRegression()), cv=[(rows[:60], rows[60:]), (rows, rows)])
+    estimator.fit(IRIS.data, IRIS.target)
+    assert [len(each.estimator.classes_) for each in estimator.calibrated_classifiers_] == [2, 3]
+    same(estimator, {"X": FLOWERS}, [label(IRIS.target), ("probabilities", ("batch", 3))], atol=1e-4)
+
+
+def test_a_calibrated_classifier_stands_in_others(same):
+    inner = CalibratedClassifierCV(scaled(LinearSVC()), cv=2)
+    others = VotingClassifier([("a", inner), ("b", GaussianNB())], voting="soft", weights=[2, 1])
+    for estimator in (others, OneVsRestClassifier(inner), make_pipeline(StandardScaler(), inner)):
+        fitted = estimator.fit(IRIS.data, NAMES)
+        same(fitted, {"X": FLOWERS}, [label(NAMES), ("probabilities", ("batch", 3))], atol=1e-4)
+
+
+def test_gaps_go_the_way_of_the_trees_inside(same):
+    estimator = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=4, random_state=0), cv=2).fit(CANCER, MALIGN)
+    rows = CANCER.astype(np.float32)[:60].copy()
+    rows[np.arange(60), np.arange(60) % 30] = np.nan
+    same(estimator, {"X": rows}, [label(MALIGN), ("probabilities", ("batch", 2))])
+
+
+@pytest.mark.parametrize("target", [NAMES, LARGE], ids=["three", "two"])
+@pytest.mark.parametrize(
+    "inner",
+    [scaled(LogisticRegression()), scaled(LinearSVC()), scaled(SVC()), GaussianNB(), Perceptron()],
+    ids=["pipeline", "svc", "kernel", "bayes", "perceptron"],
+)
+@pytest.mark.parametrize("wrap", [OneVsRestClassifier, OneVsOneClassifier])
+def test_two_classes_at_a_time_are_told_apart_by_any_classifier(same, wrap, inner, target):
+    estimator = wrap(inner).fit(IRIS.data, target)
+    classes = len(np.unique(target))
+    shares = hasattr(estimator, "predict_proba")
+    scores = ("probabilities", ("batch", classes)) if shares else ("scores", ("batch", 1 if classes == 2 else classes))
+    same(estimator, {"X": FLOWERS}, [label(target), scores], atol=1e-3)
+
+
+def test_labels_of_which_a_row_may_have_several_are_told_one_by_one(same):
+    several = np.c_[IRIS.target == 0, IRIS.data[:, 1] > 3, np.zeros(150)].astype(int)
+    estimator = OneVsRestClassifier(scaled(LogisticRegression())).fit(IRIS.data, several)
+    same(estimator, {"X": FLOWERS}, [("label", ("batch", 3), "int64"), ("probabilities", ("batch", 3))])
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [scaled(LogisticRegression()), scaled(SVC()), Perceptron(), scaled(LinearSVC())],
+    ids=["pipeline", "kernel", "perceptron", "svc"],
+)
+def test_members_of_a_bag_vote_where_they_have_no_probabilities(same, inner):
+    for features in (1.0, 3):
+        bag = BaggingClassifier(inner, n_estimators=3, max_features=features, random_state=0).fit(IRIS.data, NAMES)
+        same(bag, {"X": FLOWERS}, [label(NAMES), ("probabilities", ("batch", 3))])
+
+
+def test_a_member_of_a_bag_may_not_have_met_every_class(same):
+    rare = np.where(np.arange(150) == 149, 2, IRIS.target.clip(0, 1))
+    bag = BaggingClassifier(KNeighborsClassifier(3), n_estimators=4, max_samples=0.3, random_state=0)
+    bag.fit(IRIS.data, rare)
+    assert any(len(member.classes_) == 2 for member in bag.estimators_)
+    same(bag, {"X": FLOWERS}, [label(rare), ("probabilities", ("batch", 3))])
+
+
+def test_what_members_of_any_kind_say_is_counted_with_their_weights(same):
+    members = [("a", scaled(SVC())), ("b", GaussianNB()), ("c", Perceptron())]
+    hard = VotingClassifier(members, weights=[1, 2, 2.5]).fit(IRIS.data, NAMES)
+    same(hard, {"X": FLOWERS}, [label(NAMES)])
+    lines = VotingRegressor([("a", LinearRegression()), ("b", Ridge())], weights=(1, 3)).fit(PEOPLE, DIABETES.target)
+    same(lines, {"X": PEOPLE}, [("prediction", ("batch", 1))], atol=1e-3)
+
+
+def test_two_classes_are_told_apart_by_a_discriminant_with_its_own_probability(same):
+    for solver in ("svd", "lsqr", "eigen"):
+        estimator = LinearDiscriminantAnalysis(solver=solver).fit(IRIS.data, LARGE)
+        same(estimator, {"X": FLOWERS}, [label(LARGE), ("probabilities", ("batch", 2))])
+
+
+def test_what_is_frozen_or_trained_itself_is_what_it_holds(same):
+    inner = scaled(LogisticRegression()).fit(IRIS.data, NAMES)
+    outputs = [label(NAMES), ("probabilities", ("batch", 3))]
+    same(FrozenEstimator(inner), {"X": FLOWERS}, outputs)
+    frozen = FrozenEstimator(StandardScaler().fit(IRIS.data))
+    same(make_pipeline(frozen, LogisticRegression()).fit(IRIS.data, NAMES), {"X": FLOWERS}, outputs)
+    marked = np.where(np.arange(150) % 3 == 0, -1, IRIS.target)
+    trained = SelfTrainingClassifier(scaled(LogisticRegression())).fit(IRIS.data, marked)
+    same(trained, {"X": FLOWERS}, [label(IRIS.target), ("probabilities", ("batch", 3))])
+
+
+def test_a_tuned_threshold_over_a_fitted_classifier_is_a_model():
+    inner = scaled(LogisticRegression()).fit(IRIS.data, LARGE)
+    tuned = TunedThresholdClassifierCV(inner, cv="prefit", refit=False).fit(IRIS.data, LARGE)
+    assert SklearnRunner(tuned).inputs[0].shape[1] == 4
+
+
+def test_classes_that_are_true_and_false_are_numbers_to_adaboost(same):
+    estimator = AdaBoostClassifier(n_estimators=3).fit(IRIS.data, LARGE.astype(bool))
+    same(estimator, {"X": FLOWERS}, [label(LARGE), ("probabilities", ("batch", 2))])
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        KMeans(3, n_init=1, random_state=0),
+        MiniBatchKMeans(3, n_init=1, random_state=0),
+        LinearDiscriminantAnalysis(n_components=2),
+        LinearDiscriminantAnalysis(solver="eigen"),
+        FastICA(3, max_iter=1000, random_state=0),
+        FactorAnalysis(2),
+        SparsePCA(2, random_state=0),
+        RBFSampler(n_components=20, random_state=0),
+        make_pipeline(MinMaxScaler(clip=True), SkewedChi2Sampler(n_components=10, random_state=0)),
+        make_pipeline(MinMaxScaler(clip=True), AdditiveChi2Sampler(sample_steps=3)),
+        Nystroem(n_components=12, random_state=0),
+        Nystroem(kernel="poly", degree=2, n_components=6, random_state=0),
+        FeatureUnion([("a", LinearDiscriminantAnalysis(n_components=1)), ("b", KMeans(2, n_init=1, random_state=0))]),
+        ColumnTransformer([("k", KBinsDiscretizer(3), [0, 1]), ("p", PowerTransformer(), [2])]),
+        ColumnTransformer([("k", make_pipeline(StandardScaler(), KMeans(2, n_init=1, random_state=0)), [0, 3])]),
+    ],
+    ids=lambda transformer: type(transformer).__name__,
+)
+def test_a_step_that_transforms_is_written_out_before_a_classifier(same, transformer):
+    estimator = make_pipeline(transformer, LogisticRegression(max_iter=1000)).fit(IRIS.data, NAMES)
+    same(estimator, {"X": FLOWERS}, [label(NAMES), ("probabilities", ("batch", 3))], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "regressor",
+    [
+        MLPRegressor(hidden_layer_sizes=(6, 5), max_iter=50, random_state=0),
+        BaggingRegressor(LinearRegression(), n_estimators=3, max_features=5, random_state=0),
+        BaggingRegressor(make_pipeline(StandardScaler(), Ridge()), n_estimators=2, random_state=0),
+        KernelRidge(kernel="rbf", gamma=2),
+        KernelRidge(kernel="poly"),
+        CCA(),
+        DummyRegressor(),
+    ],
+    ids=["perceptron", "bag", "pipelines", "rbf", "poly", "cca", "dummy"],
+)
+def test_a_regressor_of_two_targets_gives_two_numbers_a_row(same, regressor):
+    same(regressor.fit(PEOPLE, BOTH), {"X": PEOPLE[:90]}, [("prediction", ("batch", 2))], atol=2e-3)
+
+
+def test_a_gap_is_looked_for_in_every_column():
+    trees = BaggingClassifier(LogisticRegression(max_iter=2000), n_estimators=1, max_features=2, random_state=0)
+    runner = SklearnRunner(trees.fit(IRIS.data, NAMES))
+    unused = set(range(4)) - set(trees.estimators_features_[0])
+    assert unused and not runner.domains["X"].missing
