@@ -111,6 +111,11 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return ``model`` in another opset; downwards where ONNX's own converter has no way, by writing operators out."""
     import onnx
 
+    if model.ir_version < 4 and opset > onnx_file.opset(model):
+        # Until then every weight was an input too; onnxruntime asks for none of that, and the converter does.
+        old, model = model, onnx.ModelProto()
+        model.CopyFrom(old)
+        model.ir_version = 4
     try:
         return onnx.version_converter.convert_version(model, opset)
     except _converter_errors():
@@ -147,7 +152,14 @@ def _drop_weight_inputs(model: onnx.ModelProto) -> bool:
 def _converter_errors() -> tuple[type[Exception], ...]:
     import onnx
 
-    return (*RAISED_BY_MODELS, ConversionFailed, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+    refused = onnx.version_converter.ConvertError
+    return (
+        *RAISED_BY_MODELS,
+        ConversionFailed,
+        refused,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    )
 
 
 def optimize_file(source: Path, folder: Path, level: str, *, threads: int, big: bool) -> Path:

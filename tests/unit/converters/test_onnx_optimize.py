@@ -92,6 +92,19 @@ def test_an_opset_that_cannot_be_raised_is_kept_with_a_note(tmp_path, make_conte
     assert any(note.startswith(("Opset 11 was kept", "The opset was raised")) for note in report.notes)
 
 
+def test_weights_that_are_no_inputs_of_an_old_file_keep_no_opset_back(tmp_path, make_context, run_onnx):
+    model = network(opset=8)
+    model.ir_version = 3  # whose rules want every weight among the inputs, which onnxruntime never asks for
+    context = make_context("onnx_optimize", write(model, tmp_path / "old.onnx"), Format.ONNX)
+    assert "The opset was raised from 8 to 17." in onnx_optimize.convert(context).report.notes
+    x = feeds(3)
+    np.testing.assert_allclose(run_onnx(context, x)["y"], reference(network(opset=8), x)["y"], atol=1e-5)
+
+
+def test_what_the_converter_refuses_in_its_own_way_is_a_reason_too():
+    assert issubclass(onnx.version_converter.ConvertError, onnx_optimize._converter_errors())
+
+
 def test_an_opset_above_the_server_s_is_lowered(tmp_path, make_context, run_onnx):
     model = network(opset=23)
     context = make_context("onnx_optimize", write(model, tmp_path / "new.onnx"), Format.ONNX)
