@@ -237,10 +237,16 @@ def _signature(draft: Draft, graph: Any) -> None:
             "This ONNX file takes no inputs: it gives the same answer always, and Triton serves no such model.",
             hint="Export it with its inputs.",
         )
+    zipped = {output for node in graph.node if node.op_type == "ZipMap" for output in node.output}
     for side, values in (("input", inputs), ("output", list(graph.output))):
         names = [text(value.name) for value in values]
         for value in values:
             name = clean(text(value.name), 80)
+            if side == "output" and value.name in zipped:
+                draft.note(
+                    f"{name!r} is a list of maps from class to number; it is served as a tensor, a column a class."
+                )
+                continue
             if names.count(text(value.name)) > 1:
                 raise ModelFailed(
                     f"This ONNX file declares the {side} {name!r} more than once.", hint="Export it again."
@@ -272,7 +278,9 @@ def _signature(draft: Draft, graph: Any) -> None:
             hint="Declare it with `onnx.tools.update_model_dims.update_inputs_outputs_dims`, or export it again.",
         )
     batch = batch_names([_dims(value) for value in inputs])
-    described = [_spec(value, batch) for value in [*inputs, *graph.output]]
+    described = [
+        _zipped(value, batch) if value.name in zipped else _spec(value, batch) for value in [*inputs, *graph.output]
+    ]
     if None in described:
         draft.note("Some inputs or outputs declare no type or shape; running the model will tell them.")
         return
@@ -328,6 +336,15 @@ def _spec(value: Any, batch: frozenset[str]) -> TensorSpec | None:
         else:
             shape.append(clean(dim, 64) or f"{clean(text(value.name), 40)}_{axis}")
     return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), known_by=known_by)
+
+
+def _zipped(value: Any, batch: frozenset[str]) -> TensorSpec | None:
+    """Return what the list of maps ``value`` is as a tensor, a row for each; running it tells how many classes."""
+    name = text(value.name)
+    if len(name) > 40 or name != clean(name, 40):
+        return None
+    rows = BATCH_AXIS if batch else f"{name}_0"
+    return TensorSpec(name=name, dtype="float32", shape=(rows, f"{name}_1"), known_by=KnownBy.GUESS)
 
 
 def _flops(draft: Draft, graph: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from converters import graph_interface, onnx_file, onnx_lowering
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.trace_inputs import reference_cases
+from converters.zip_maps import drop_zip_maps
 from schemas.catalog import SERVED_OPSET
 from schemas.errors import ConversionFailed
 from schemas.step_io import StepContext, StepOutcome
@@ -35,6 +36,7 @@ def convert(context: StepContext) -> StepOutcome:
     context.progress(0.05, "Reading the ONNX model")
     apart = onnx_file.is_apart(source)
     model = onnx_file.load(source, weights=not apart)
+    flat = not apart and drop_zip_maps(model)
     if any(not value.type.HasField("tensor_type") for value in model.graph.output):
         model = onnx_file.infer_types(model)
     inputs, outputs = onnx_file.model_specs(model)
@@ -54,7 +56,7 @@ def convert(context: StepContext) -> StepOutcome:
             context.progress(0.15, f"Changing the opset to {wanted}")
             model, note, changed = change_opset(model, wanted, scratch)
             notes.append(note)
-        dense = graph_interface.make_dense(model)
+        dense = graph_interface.make_dense(model) or flat
         if _drop_weight_inputs(model) or changed or dense or (onnx_file.has_data_files(source) and not apart):
             # With data files, onnxruntime would write a graph that points at the original's.
             source = onnx_file.save(_with_weights(source) if apart else model, scratch)

@@ -14,6 +14,7 @@ from converters.domain import Domain
 from converters.lookup_keys import onnx_keys, with_keys
 from converters.onnx_file import onnxruntime_errors, reason, session_options
 from converters.served_interface import fed
+from converters.zip_maps import zip_maps
 from schemas.descriptor import DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 
@@ -51,7 +52,11 @@ class OnnxRunner:
             raise ModelFailed(f"onnxruntime cannot load {path.name}: {why}.", hint=_hint(why)) from error
         self._by_value = ort_values.has_bfloat16(self._session)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._maps = _maps(path, self._session.get_outputs())
+        self.outputs = tuple(
+            _zipped(node, self._maps[node.name], self.inputs) if node.name in self._maps else _spec(node)
+            for node in self._session.get_outputs()
+        )
         self._specs = {spec.name: spec for spec in self.inputs}
         self._outputs = [spec.name for spec in self.outputs]
 
@@ -65,7 +70,7 @@ class OnnxRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
-        return {name: self._kept(value) for name, value in zip(self._outputs, self._call(feeds)(), strict=True)}
+        return {name: self._kept(name, value) for name, value in zip(self._outputs, self._call(feeds)(), strict=True)}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs ``feeds`` once and leaves the outputs as the runtime gives them, for timing."""
@@ -96,7 +101,10 @@ class OnnxRunner:
         array = fed(cast(array, spec), spec.shape)
         return array.astype(object) if spec.dtype == "string" else np.ascontiguousarray(array).reshape(array.shape)
 
-    def _kept(self, value: Any) -> Array:
+    def _kept(self, name: str, value: Any) -> Array:
+        if name in self._maps:
+            classes = self._maps[name]
+            return np.array([[row[label] for label in classes] for row in value], np.float32).reshape(-1, len(classes))
         if not isinstance(value, np.ndarray):
             raise Unsupported(
                 "An output of the model is a sequence or a map, not a tensor.",
@@ -108,6 +116,20 @@ class OnnxRunner:
     def _signature(self) -> str:
         takes = ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in self.inputs)
         return f"It takes {takes}."[:1000]
+
+
+def _maps(path: Path, outputs: Sequence[Any]) -> dict[str, tuple[int | str, ...]]:
+    """Return the classes, in order, of outputs that are a list of maps, as classifiers have them by default."""
+    if all(node.type.startswith("tensor(") for node in outputs):
+        return {}
+    import onnx
+
+    return zip_maps(onnx.load(str(path), load_external_data=False).graph)
+
+
+def _zipped(node: Any, classes: Sequence[int | str], inputs: Sequence[TensorSpec]) -> TensorSpec:
+    rows = next((spec.shape[0] for spec in inputs if spec.shape), f"{node.name}_0")
+    return TensorSpec(name=node.name, dtype="float32", shape=(rows, len(classes)), known_by=KnownBy.HEADER)
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -144,7 +144,7 @@ def newer_than_served(descriptor: ModelDescriptor) -> str:
 def not_carried(descriptor: ModelDescriptor) -> str:
     """Return what of the original's tensors Triton has no shape for, in words; '' for nothing.
 
-    Triton 24.12 refuses tensors without axes beside models that are not batched, and axes of size 0.
+    Triton 24.12 refuses tensors without axes beside models that are not batched, axes of size 0, lists and maps.
     """
     for side, specs in (("input", descriptor.inputs), ("output", descriptor.outputs)):
         for spec in specs:
@@ -152,4 +152,6 @@ def not_carried(descriptor: ModelDescriptor) -> str:
                 return f"its {side} {spec.name!r} is a scalar"
             if 0 in spec.shape:
                 return f"its {side} {spec.name!r} has an axis of size 0"
+    if "ai.onnx.ml::ZipMap" in descriptor.operators:
+        return "its probabilities are a list of maps (ZipMap)"
     return ""

@@ -126,6 +126,20 @@ def test_an_output_that_is_no_tensor_is_refused_with_the_option_that_helps(tmp_p
     assert "zipmap" in refused(tmp_path / "m.onnx", "unsupported").hint
 
 
+@pytest.mark.sklearn
+def test_a_list_of_maps_that_a_classifier_gives_is_a_tensor_to_be(tmp_path, accepted):
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = LogisticRegression().fit([[0.0], [1.0]], ["no", "yes"])
+    (tmp_path / "m.onnx").write_bytes(to_onnx(classifier, np.zeros((1, 1), np.float32)).SerializeToString())
+
+    described = accepted(tmp_path / "m.onnx")
+    label, shares = described.outputs
+    assert (label.dtype, shares.dtype, shares.shape[0]) == ("string", "float32", label.shape[0])
+    assert any("list of maps" in note for note in described.notes)
+
+
 def test_operators_inside_subgraphs_are_counted(tmp_path, graph_model):
     branch = helper.make_graph(
         [helper.make_node("Tanh", ["h"], ["t"])], "branch", [], [helper.make_tensor_value_info("t", 1, None)]

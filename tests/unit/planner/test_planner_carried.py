@@ -53,3 +53,8 @@ def test_an_original_with_axes_of_its_own_stays() -> None:
 def test_without_weights_the_inputs_say_the_precision(dtypes: tuple[DType, ...], precision: Precision) -> None:
     descriptor = _onnx({f"x{number}": (dtype, ("batch", 3)) for number, dtype in enumerate(dtypes)})
     assert own_precision(descriptor) is precision
+
+
+def test_a_list_of_maps_is_not_carried() -> None:
+    zipped = _onnx({"x": ("float32", (2, 3))}, (2, 3)).model_copy(update={"operators": {"ai.onnx.ml::ZipMap": 1}})
+    assert "ZipMap" in not_carried(zipped)
