@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from converters.flops_sklearn import estimator_work
-from converters.sklearn_runner import SklearnRunner, quiet, steps_of
+from converters.sklearn_runner import SklearnRunner, quiet
+from converters.sklearn_steps import steps_of
 
 
 def estimator_facts(runner: object) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _UNARY: dict[str, str] = {
 }  # fmt: skip
 _OTHERS = (
     "calibrated", "forests", "frozen", "encoders", "gaussian", "nearest", "radius", "chains", "columns", "discriminant",
-    "splines", "projections", "regressors", "stacking", "target", "thresholds", "votes", "one_vs",
+    "splines", "projections", "regressors", "stacking", "target", "thresholds", "votes", "one_vs", "words",
 )  # fmt: skip
 """Modules that register more; they use what is here."""
 _MAX_ROUNDS = 4000

@@ -42,8 +42,15 @@ def register() -> None:
         )  # fmt: skip
 
 
+def _dense(model: Any) -> Any:
+    """Return the model with its rows in a table: words before it gave a sparse one."""
+    if hasattr(model._fit_X, "toarray"):
+        model._fit_X = model._fit_X.toarray()
+    return model
+
+
 def _classifier(scope: Any, operator: Any, container: Any) -> None:
-    model = operator.raw_operator
+    model = _dense(operator.raw_operator)
     if model.weights == "uniform":
         _theirs[type(model).__name__](scope, operator, container)
         return
@@ -58,7 +65,7 @@ def _classifier(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _regressor(scope: Any, operator: Any, container: Any) -> None:
-    model = operator.raw_operator
+    model = _dense(operator.raw_operator)
     if model.weights == "uniform":
         _theirs[type(model).__name__](scope, operator, container)
         return

@@ -12,7 +12,8 @@ from converters import graph_interface, onnx_file, sklearn_extra, sklearn_projec
 from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
-from converters.sklearn_runner import SklearnRunner, load_estimator, quiet, steps_of
+from converters.sklearn_runner import SklearnRunner, load_estimator, quiet
+from converters.sklearn_steps import steps_of
 from converters.sklearn_trees import route_missing_values
 from converters.trace_inputs import trace_cases
 from schemas.catalog import SERVED_OPSET

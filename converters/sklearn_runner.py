@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -15,33 +15,20 @@ import numpy as np
 
 from converters.arrays import Array, Arrays, plain
 from converters.boosting_runner import library_errors
-from converters.boosting_sklearn import domain_of, library_of, limit_threads
+from converters.boosting_sklearn import library_of, limit_threads
 from converters.domain import Domain
 from converters.model_errors import RAISED_BY_MODELS, first_line
-from converters.sentences import SENTENCES
-from schemas.descriptor import BATCH_AXIS, DType, KnownBy, TensorSpec
+from converters.sklearn_domain import columns_of, matrix_domain
+from converters.sklearn_steps import is_vectoriser, steps_of
+from schemas.descriptor import BATCH_AXIS, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 from schemas.step_io import StepContext
 
 RAISED_BY_LOADING: tuple[type[Exception], ...] = (pickle.UnpicklingError, *RAISED_BY_MODELS)
 MATRIX_INPUT = "X"
 """Name of the one input of an estimator whose columns are all numbers."""
-UNKNOWN = "a value never seen"
-"""A category that no encoder was fitted on."""
 _MOST_GAPS = 512
-_REMEMBERED = 4096
-"""Rows of an estimator's memory that samples are near."""
-TEXT_INPUT = "text"
-"""Name of the one input of a pipeline that begins with a vectoriser."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the table an estimator was fitted on."""
-
-    name: str
-    dtype: DType
-    domain: Domain
+"""Columns of which each is tried with a gap."""
 
 
 class SklearnRunner:
@@ -59,7 +46,7 @@ class SklearnRunner:
         self.text = is_vectoriser(steps_of(estimator)[0])
         _check_table(steps_of(estimator)[0])
         self.width = 1 if self.text else _width(estimator)
-        self.columns = _columns(estimator, self.width)
+        self.columns = columns_of(estimator, self.width)
         self._calls = _calls(estimator)
         self.inputs = self._inputs()
         self.outputs: tuple[TensorSpec, ...] = ()
@@ -87,7 +74,7 @@ class SklearnRunner:
         """Categories of string columns, and the mean and spread that a scaler inside was fitted on."""
         if self.columns:
             return {column.name: column.domain for column in self.columns}
-        domain = _matrix_domain(self.estimator)
+        domain = matrix_domain(self.estimator)
         domain = replace(domain, positive=domain.positive or self._needs_positive(domain))
         return {MATRIX_INPUT: replace(domain, missing=self._takes_missing(domain))}
 
@@ -200,15 +187,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def steps_of(estimator: Any) -> list[Any]:
-    """Return the estimators of a pipeline in order, nested pipelines and searches opened; else ``[estimator]``."""
-    inner = getattr(estimator, "best_estimator_", estimator)
-    steps = getattr(inner, "steps", None)
-    if steps is None:
-        return [inner]
-    return [part for _, step in steps if step is not None and step != "passthrough" for part in steps_of(step)]
-
-
 def use_positions(estimator: Any) -> None:
     """Have every ColumnTransformer choose its columns by position instead of by name.
 
@@ -287,165 +265,6 @@ def _check_table(first: Any) -> None:
             hint="Save an estimator that was fitted on a two-dimensional table of features, or a pipeline that begins "
             "with one.",
         )
-
-
-def is_vectoriser(part: Any) -> bool:
-    """Whether ``part`` makes features of texts: CountVectorizer, TfidfVectorizer, HashingVectorizer."""
-    return hasattr(part, "build_analyzer")
-
-
-def _texts(vectoriser: Any) -> Domain:
-    """Return texts of words that the vectoriser knows, mixed with the built-in sentences, whose words it may not."""
-    words = sorted(getattr(vectoriser, "vocabulary_", {}))
-    rng = np.random.default_rng(0)
-    known = [" ".join(rng.choice(words, size=int(rng.integers(1, 12)))) for _ in range(64)] if words else []
-    return Domain(choices=plain(np.array([*known, *SENTENCES], dtype=object)))
-
-
-def _columns(estimator: Any, width: int) -> tuple[Column, ...]:
-    """Return the columns one by one when some are strings; () when the whole table is one matrix of numbers."""
-    transformers: list[tuple[Any, list[int]]] = []
-    first = steps_of(estimator)[0]
-    if hasattr(first, "transformers_"):
-        indices = getattr(first, "_transformer_to_input_indices", {})
-        for name, transformer, _ in first.transformers_:
-            transformers.append((transformer, [int(i) for i in indices.get(name, [])]))
-    else:
-        transformers.append((first, list(range(width))))
-    categories: dict[int, Array] = {}
-    open_ended: set[int] = set()
-    domains: dict[int, Domain] = {}
-    texts: dict[int, Domain] = {}
-    for transformer, positions in transformers:
-        if transformer is None or isinstance(transformer, str):
-            continue
-        for part in steps_of(transformer):
-            if is_vectoriser(part) and positions:
-                texts[positions[0]] = _texts(part)
-            known = getattr(part, "categories_", None)
-            if known is not None and len(known) == len(positions):
-                categories.update(zip(positions, (np.asarray(values) for values in known), strict=True))
-                open_ended.update(positions if _takes_unknown(part) else ())
-            scale = _scaled(part)
-            if scale.centre is not None and scale.spread is not None and len(scale.centre) == len(positions):
-                for at, position in enumerate(positions):
-                    domains[position] = Domain(centre=scale.centre[at : at + 1], spread=scale.spread[at : at + 1])
-    if not texts and not any(values.dtype.kind in "OUS" for values in categories.values()):
-        return ()
-    names = [str(name) for name in getattr(estimator, "feature_names_in_", ())] or [f"column_{i}" for i in range(width)]
-    if is_vectoriser(first):
-        names = [TEXT_INPUT]
-    columns = []
-    for position in range(width):
-        values = categories.get(position)
-        dtype: DType = "float32"
-        domain = domains.get(position, Domain())
-        if position in texts:
-            dtype, domain = "string", texts[position]
-        elif values is not None:
-            known_values = [v for v in values if isinstance(v, str) or not _is_nan(v)]
-            if values.dtype.kind in "OUS" and position in open_ended:
-                known_values.append(UNKNOWN)
-            if values.dtype.kind in "OUS":
-                dtype, domain = "string", Domain(choices=plain(np.array(known_values, dtype=object)))
-            else:
-                dtype = "int64" if values.dtype.kind in "iu" else "float32"
-                domain = Domain(choices=np.asarray(values))
-        columns.append(Column(names[position], dtype, domain))
-    return tuple(columns)
-
-
-def _takes_unknown(encoder: Any) -> bool:
-    """Whether an encoder has an answer for a category that it was not fitted on."""
-    how = getattr(encoder, "handle_unknown", None)
-    return how in ("ignore", "infrequent_if_exist", "use_encoded_value", "warn") or hasattr(encoder, "target_mean_")
-
-
-def _is_nan(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and bool(np.isnan(value)))
-
-
-def _matrix_domain(estimator: Any) -> Domain:
-    """Return where the features of one matrix of numbers lie; those with categories have those alone."""
-    scaled = _scaled(estimator)
-    first = steps_of(estimator)[0]
-    transformers = [("", first, None)]
-    indices: Mapping[str, Any] = {}
-    if hasattr(first, "transformers_"):
-        transformers, indices = first.transformers_, getattr(first, "_transformer_to_input_indices", {})
-    found: dict[int, Array] = {}
-    for name, transformer, _ in transformers:
-        part = None if transformer is None or isinstance(transformer, str) else steps_of(transformer)[0]
-        known = getattr(part, "categories_", None)
-        counts = getattr(part, "n_categories_", None)
-        if known is None and counts is not None:
-            known = [np.arange(count) for count in counts]
-        if known is not None:
-            positions = [int(i) for i in indices[name]] if name in indices else list(range(len(known)))
-            found.update(zip(positions, (np.asarray(values, dtype=np.float64) for values in known), strict=False))
-    columns = tuple(found.get(position) for position in range(max(found, default=-1) + 1)) or scaled.columns
-    return replace(scaled, columns=columns, positive=_positive_only(first))
-
-
-def _positive_only(first: Any) -> bool:
-    from sklearn.utils import get_tags
-
-    try:
-        return bool(get_tags(first).input_tags.positive_only) or getattr(first, "method", "") == "box-cox"
-    except (AttributeError, TypeError):
-        return False
-
-
-def _scaled(estimator: Any) -> Domain:
-    """Return where the features lie: a scaler's mean and spread, or the range of a forest's thresholds."""
-    for part in steps_of(estimator):
-        mean, scale = getattr(part, "mean_", None), getattr(part, "scale_", None)
-        if isinstance(mean, np.ndarray) and isinstance(scale, np.ndarray) and mean.shape == scale.shape:
-            return Domain(centre=mean, spread=scale)
-        low, high = getattr(part, "data_min_", None), getattr(part, "data_max_", None)
-        if isinstance(low, np.ndarray) and isinstance(high, np.ndarray):
-            return Domain(centre=(low + high) / 2, spread=np.maximum((high - low) / 4, 1e-6))
-        if library_of(part) is not None:
-            return domain_of(part) or Domain()
-        thresholds = _thresholds(part) or _remembered(part)
-        if thresholds is not None:
-            return thresholds
-        if part is not estimator and type(part).__name__ != "SimpleImputer":
-            break
-    return Domain()
-
-
-def _remembered(part: Any) -> Domain | None:
-    """Return where the rows lie that an estimator keeps: its training data, support vectors or centres.
-
-    Far from them a kernel is zero and a neighbour is none, and every candidate would agree.
-    """
-    for name in ("_fit_X", "X_train_", "support_vectors_", "cluster_centers_", "means_", "theta_"):
-        rows = getattr(part, name, None)
-        if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.shape[1] == getattr(part, "n_features_in_", 0):
-            rows = rows.astype(np.float64)
-            if len(rows) > 1 and np.isfinite(rows).all():
-                return Domain(centre=rows.mean(0), spread=np.maximum(rows.std(0), 1e-6), rows=rows[:_REMEMBERED])
-    return None
-
-
-def _thresholds(part: Any) -> Domain | None:
-    members = np.asarray(getattr(part, "estimators_", [part]), dtype=object).reshape(-1)
-    trees = [member for member in members if hasattr(member, "tree_")]
-    width = getattr(part, "n_features_in_", 0)
-    if not trees or not width:
-        return None
-    centre, spread = np.zeros(width), np.ones(width)
-    features = np.concatenate([t.tree_.feature for t in trees[:50]])
-    values = np.concatenate([t.tree_.threshold for t in trees[:50]])
-    # A split that only asks whether the value is missing has an infinite threshold.
-    features[~np.isfinite(values)] = -1
-    # The trees of a chain split on what the trees before them said, too.
-    features[features >= width] = -1
-    for feature in np.unique(features[features >= 0]):
-        mine = values[features == feature]
-        centre[feature], spread[feature] = mine.mean(), max(float(mine.std()), 1e-3)
-    return Domain(centre=centre, spread=spread)
 
 
 def _calls(estimator: Any) -> dict[str, Callable[[Array], Any]]:

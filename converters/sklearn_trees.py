@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import onnx_file
-from converters.sklearn_runner import steps_of
+from converters.sklearn_steps import steps_of
 
 if TYPE_CHECKING:
     import onnx

@@ -123,7 +123,7 @@ def _texts() -> Iterator[tuple[str, Fit]]:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, SGDClassifier
-    from sklearn.pipeline import make_pipeline
+    from sklearn.pipeline import FeatureUnion, make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     x, two, three, _ = _rows()
@@ -137,5 +137,9 @@ def _texts() -> Iterator[tuple[str, Fit]]:
     )
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3))
     yield "text-in-an-array", lambda: make_pipeline(table, LogisticRegression()).fit(mixed, two)
+    pairs = TfidfVectorizer(stop_words="english", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+    both = FeatureUnion([("words", TfidfVectorizer()), ("pairs", TfidfVectorizer(ngram_range=(2, 2)))])
+    yield "text-pairs-without-stops", lambda: make_pipeline(pairs, LogisticRegression()).fit(texts, two)
+    yield "text-union", lambda: make_pipeline(both, LogisticRegression()).fit(texts, two)
     yield "text-letters", lambda: make_pipeline(letters, TruncatedSVD(3), LogisticRegression()).fit(texts, two)
     yield "text-hashed", lambda: make_pipeline(HashingVectorizer(n_features=64), SGDClassifier()).fit(texts, two)
