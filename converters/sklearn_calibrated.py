@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import Writer, decides, declare, opened, said, shape
+from converters.sklearn_members import Writer, decides, declare, said, shape
+from converters.sklearn_steps import opened
 
 _ALIAS = "ModeliumCalibrated"
 _OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "output_class_labels": [False, True]}

@@ -12,7 +12,7 @@ from converters.arrays import Array, plain
 from converters.boosting_sklearn import domain_of, library_of
 from converters.domain import Domain
 from converters.sentences import SENTENCES
-from converters.sklearn_steps import is_vectoriser, steps_of, vectorisers
+from converters.sklearn_steps import is_vectoriser, leading, steps_of, vectorisers
 from schemas.descriptor import DType
 
 TEXT_INPUT = "text"
@@ -35,7 +35,7 @@ class Column:
 def columns_of(estimator: Any, width: int) -> tuple[Column, ...]:
     """Return the columns one by one when some are strings; () when the whole table is one matrix of numbers."""
     transformers: list[tuple[Any, list[int]]] = []
-    first = steps_of(estimator)[0]
+    first = steps_of(leading(estimator))[0]
     if hasattr(first, "transformers_"):
         indices = getattr(first, "_transformer_to_input_indices", {})
         for name, transformer, _ in first.transformers_:
@@ -62,7 +62,9 @@ def columns_of(estimator: Any, width: int) -> tuple[Column, ...]:
                     domains[position] = Domain(centre=scale.centre[at : at + 1], spread=scale.spread[at : at + 1])
     if not texts and not any(values.dtype.kind in "OUS" for values in categories.values()):
         return ()
-    names = [str(name) for name in getattr(estimator, "feature_names_in_", ())] or [f"column_{i}" for i in range(width)]
+    named = next((part for part in (estimator, first) if hasattr(part, "feature_names_in_")), None)
+    names = [str(name) for name in named.feature_names_in_] if named is not None else []
+    names = names or [f"column_{i}" for i in range(width)]
     if is_vectoriser(first):
         names = [TEXT_INPUT]
     columns = []
@@ -97,6 +99,7 @@ def _is_nan(value: Any) -> bool:
 
 def matrix_domain(estimator: Any) -> Domain:
     """Return where the features of one matrix of numbers lie; those with categories have those alone."""
+    estimator = leading(estimator)
     scaled = _scaled(estimator)
     first = steps_of(estimator)[0]
     transformers = [("", first, None)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from converters.sklearn_stacking import write_steps
+from converters.sklearn_steps import thawed
 
 
 def register() -> None:
@@ -19,16 +20,6 @@ def register() -> None:
             options={"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
                      "output_class_labels": [False, True]},
         )  # fmt: skip
-
-
-def thawed(estimator: Any) -> Any:
-    """Return the fitted estimator that answers for ``estimator``."""
-    from sklearn.frozen import FrozenEstimator
-    from sklearn.semi_supervised import SelfTrainingClassifier
-
-    if isinstance(estimator, FrozenEstimator):
-        return thawed(estimator.estimator)
-    return thawed(estimator.estimator_) if isinstance(estimator, SelfTrainingClassifier) else estimator
 
 
 def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import Container
-from converters.sklearn_frozen import thawed
+from converters.sklearn_steps import opened
 
 OPTIONS = {"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
            "output_class_labels": [False, True]}  # fmt: skip
@@ -22,12 +22,6 @@ class Said:
 
     label: str
     scores: str
-
-
-def opened(estimator: Any) -> Any:
-    """Return the estimator that a frozen one or a search stands for."""
-    found = thawed(estimator)
-    return opened(found.best_estimator_) if hasattr(found, "best_estimator_") else found
 
 
 def decides(estimator: Any) -> bool:
@@ -63,6 +57,14 @@ def said(scope: Any, container: Any, inputs: Sequence[Any], estimator: Any, *, r
     given = _parse_sklearn(scope, inner, list(inputs))
     names = [variable.full_name for variable in given]
     return Said(names[0], Container(scope, container).node("Cast", [names[-1]], to=1))
+
+
+def answered(scope: Any, container: Any, inputs: Sequence[Any], estimator: Any) -> str:
+    """Declare a regressor with all that it is made of; return what it predicts, float32."""
+    from skl2onnx._parse import _parse_sklearn
+
+    [variable] = _parse_sklearn(scope, opened(estimator), list(inputs))
+    return Container(scope, container).node("Cast", [variable.full_name], to=1)
 
 
 def _apart(estimator: Any) -> list[Any]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from converters.boosting_sklearn import asks_scores
 from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import OPTIONS, Writer, columns, decides, declare, opened, said, shape
+from converters.sklearn_members import OPTIONS, Writer, columns, decides, declare, said, shape
+from converters.sklearn_steps import opened
 
 
 def register() -> None:

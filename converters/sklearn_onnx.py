@@ -13,7 +13,7 @@ from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_runner import SklearnRunner, load_estimator, quiet
-from converters.sklearn_steps import steps_of
+from converters.sklearn_steps import inside, leading, steps_of
 from converters.sklearn_trees import route_missing_values
 from converters.trace_inputs import trace_cases
 from schemas.catalog import SERVED_OPSET
@@ -50,7 +50,6 @@ def convert(context: StepContext) -> StepOutcome:
     estimator = unfolded(getattr(estimator, "best_estimator_", estimator))
     cases = [case.feeds for case in trace_cases(context, domains)]
     sklearn_extra.register()
-    sklearn_extra.mark_indicators(every_step(estimator))
     if any(boosted(estimator)):
         register()
         with quiet():
@@ -109,6 +108,7 @@ def use_equivalents(estimator: Any) -> None:
         estimator.set_params(**changes)
     if type(estimator).__name__ == "AdaBoostClassifier" and estimator.classes_.dtype.kind == "b":
         estimator.classes_ = estimator.classes_.astype(np.int64)  # skl2onnx takes them for names
+    sklearn_extra.mark_indicators(every_step(estimator))
     sklearn_projections.mark_transforming(estimator)
     for part in every_step(estimator):
         if getattr(part, "encode", None) == "onehot":  # what a ColumnTransformer fitted is no parameter of it
@@ -118,6 +118,9 @@ def use_equivalents(estimator: Any) -> None:
             # skl2onnx refuses its sparse table, which is the same as the dense one.
             part.sparse_output = part.one_hot_encoder_.sparse_output = False
     drop_string_imputers(estimator)
+    for inner in inside(estimator):
+        if hasattr(leading(inner), "steps"):
+            use_equivalents(inner)
 
 
 def drop_string_imputers(estimator: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from converters.sklearn_extra import give
-from converters.sklearn_members import Writer, columns, opened
+from converters.sklearn_members import Writer, answered, columns
+from converters.sklearn_stacking import joined
 from converters.sklearn_table import Table, kernel_of
 
 _BENT = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "exp": "Exp"}
@@ -19,13 +20,16 @@ def register() -> None:
     from skl2onnx import update_registered_converter
     from sklearn.cross_decomposition import CCA, PLSCanonical
     from sklearn.dummy import DummyRegressor
-    from sklearn.ensemble import BaggingRegressor
+    from sklearn.ensemble import BaggingRegressor, StackingRegressor
     from sklearn.kernel_ridge import KernelRidge
+    from sklearn.multioutput import MultiOutputRegressor
     from sklearn.neural_network import MLPRegressor
 
     written: dict[type[Any], Callable[[Any, Any, Any], str]] = {
         MLPRegressor: _perceptron,
         BaggingRegressor: _bagging,
+        MultiOutputRegressor: _several,
+        StackingRegressor: _stacked,
         KernelRidge: _kernel_ridge,
         CCA: _least_squares,
         PLSCanonical: _least_squares,
@@ -73,16 +77,27 @@ def _perceptron(scope: Any, operator: Any, container: Any) -> str:
 
 
 def _bagging(scope: Any, operator: Any, container: Any) -> str:
-    from skl2onnx._parse import _parse_sklearn
-
     model, write = operator.raw_operator, Writer(scope, container)
     given = []
     for member, features in zip(model.estimators_, model.estimators_features_, strict=True):
         every = np.array_equal(features, np.arange(model.n_features_in_))
         inputs = list(operator.inputs) if every else columns(scope, container, operator.inputs, features)
-        [variable] = _parse_sklearn(scope, opened(member), inputs)
-        given.append(write.table(write("Cast", variable.full_name, to=1)))
+        given.append(write.table(answered(scope, container, inputs, member)))
     return write("Mean", *given)
+
+
+def _stacked(scope: Any, operator: Any, container: Any) -> str:
+    model, write = operator.raw_operator, Writer(scope, container)
+    members = [member for member in model.estimators_ if member != "drop"]
+    given = [write.table(answered(scope, container, operator.inputs, member)) for member in members]
+    return answered(scope, container, [joined(scope, container, operator, given)], model.final_estimator_)
+
+
+def _several(scope: Any, operator: Any, container: Any) -> str:
+    write = Writer(scope, container)
+    members = operator.raw_operator.estimators_
+    given = [write.upright(answered(scope, container, operator.inputs, member)) for member in members]
+    return given[0] if len(given) == 1 else write("Concat", *given, axis=1)
 
 
 def _kernel_ridge(scope: Any, operator: Any, container: Any) -> str:

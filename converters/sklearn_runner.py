@@ -19,7 +19,7 @@ from converters.boosting_sklearn import library_of, limit_threads
 from converters.domain import Domain
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_domain import columns_of, matrix_domain
-from converters.sklearn_steps import is_vectoriser, steps_of
+from converters.sklearn_steps import everything, is_vectoriser, leading, steps_of
 from schemas.descriptor import BATCH_AXIS, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 from schemas.step_io import StepContext
@@ -43,8 +43,9 @@ class SklearnRunner:
         self.estimator = estimator
         use_positions(estimator)
         _check_fitted(estimator)
-        self.text = is_vectoriser(steps_of(estimator)[0])
-        _check_table(steps_of(estimator)[0])
+        first = steps_of(leading(estimator))[0]
+        self.text = is_vectoriser(first)
+        _check_table(first)
         self.width = 1 if self.text else _width(estimator)
         self.columns = columns_of(estimator, self.width)
         self._calls = _calls(estimator)
@@ -80,7 +81,7 @@ class SklearnRunner:
 
     def _needs_positive(self, domain: Domain) -> bool:
         """Whether usual values run only without those below zero, as before a logarithm."""
-        if domain.columns or not all(hasattr(step, "transform") for step in steps_of(self.estimator)[:1]):
+        if domain.columns or not all(hasattr(step, "transform") for step in steps_of(leading(self.estimator))[:1]):
             return False
         rows = np.random.default_rng(0).standard_normal((8, self.width))
         if domain.centre is not None and domain.spread is not None:
@@ -192,7 +193,7 @@ def use_positions(estimator: Any) -> None:
 
     What is served is one matrix or one tensor a column, and neither needs pandas, whose tables have names.
     """
-    for part in steps_of(estimator):
+    for part in everything(estimator):
         positions = getattr(part, "_transformer_to_input_indices", None)
         if positions is None or not hasattr(part, "transformers_"):
             continue
@@ -200,9 +201,6 @@ def use_positions(estimator: Any) -> None:
             (name, transformer, _positions(positions.get(name, []), columns))
             for name, transformer, columns in part.transformers_
         ]
-        for _, transformer, _ in part.transformers_:
-            if transformer is not None and not isinstance(transformer, str):
-                use_positions(transformer)
 
 
 def _positions(positions: Any, columns: Any) -> list[int] | int:
@@ -212,7 +210,7 @@ def _positions(positions: Any, columns: Any) -> list[int] | int:
 
 
 def _width(estimator: Any) -> int:
-    for part in [estimator, *steps_of(estimator)]:
+    for part in [estimator, *steps_of(leading(estimator))]:
         try:
             width = getattr(part, "n_features_in_", None)
         except AttributeError:

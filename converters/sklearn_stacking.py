@@ -1,7 +1,7 @@
-"""StackingClassifier of two classes whose members give scores of several kinds: one column of each is taken.
+"""Estimators that learn from what others say, and those of several targets: members of any kind, given all inputs.
 
-skl2onnx takes one column only where every member gives probabilities, and two of each otherwise. A member that is a
-pipeline it hands options that the classifier at its end does not know.
+skl2onnx gives members the first input alone, takes one column of two classes only where every member gives
+probabilities, and hands a pipeline options that the classifier at its end does not know.
 """
 
 from __future__ import annotations
@@ -11,19 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from converters.boosting_sklearn import Container
-from converters.sklearn_extra import give
+from converters.boosting_sklearn import Container, asks_scores
+from converters.sklearn_extra import class_labels, give
+from converters.sklearn_members import OPTIONS, Writer, declare, said, shape
+
+_SEVERAL = "ModeliumMultiOutputClassifier"
 
 
 def register() -> None:
-    """Make skl2onnx use this for what members say; again and again does no harm."""
+    """Make skl2onnx use these converters; again and again does no harm."""
+    from skl2onnx import update_registered_converter
     from skl2onnx.common._registration import register_converter
-    from skl2onnx.operator_converters import stacking
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.multioutput import MultiOutputClassifier
 
-    stacking._transform = _transform
-    options = {"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
-               "output_class_labels": [False, True]}  # fmt: skip
-    register_converter("SklearnPipeline", _pipeline, overwrite=True, options=options)
+    register_converter("SklearnPipeline", _pipeline, overwrite=True, options=OPTIONS)
+    alias = "ModeliumStackingClassifier"
+    update_registered_converter(
+        StackingClassifier, alias, shape, _stacked_classes, parser=declare(alias), options=OPTIONS, overwrite=True
+    )
+    update_registered_converter(
+        MultiOutputClassifier,
+        _SEVERAL,
+        _several_shape,
+        _several,
+        parser=_several_parse,
+        options=OPTIONS,
+        overwrite=True,
+    )
 
 
 def _pipeline(scope: Any, operator: Any, container: Any) -> None:
@@ -55,23 +70,68 @@ def write_steps(scope: Any, operator: Any, container: Any, steps: Sequence[Any])
         give(writer, name, operator, number)
 
 
-def _transform(scope: Any, operator: Any, container: Any, model: Any) -> str:
-    """Return what the members say of each row, side by side, and the row itself where the model passes it through."""
-    from skl2onnx.operator_converters import stacking
-
-    writer = Container(scope, container)
+def _stacked_classes(scope: Any, operator: Any, container: Any) -> None:
+    model, write = operator.raw_operator, Writer(scope, container)
     members = [member for member in model.estimators_ if member != "drop"]
-    said = []
+    columns = []
     for member, method in zip(members, model.stack_method_, strict=True):
         if method == "predict":
             raise RuntimeError("StackingClassifier takes a member's labels for scores.")
-        raw = method == "decision_function"
-        last = member.steps[-1][1] if hasattr(member, "steps") else member
-        if raw and last is not member:
-            container.add_options(id(last), {"raw_scores": True})
-        scores = stacking._fetch_scores(scope, container, member, operator.inputs[0], raw_scores=raw)
-        if len(model.classes_) == 2:
-            scores = writer.node("Gather", [scores, writer.constant(np.array([-1], np.int64))], axis=1)
-        said.append(scores)
-    stacking._add_passthrough_connection(operator, said)
-    return writer.node("Concat", said, axis=1)
+        told = said(scope, container, operator.inputs, member, raw=method == "decision_function")
+        columns.append(write.last(write.table(told.scores)) if len(model.classes_) == 2 else told.scores)
+    final = model.final_estimator_
+    raw = asks_scores(container, model) or not hasattr(final, "predict_proba")
+    told = said(scope, container, [joined(scope, container, operator, columns)], final, raw=raw)
+    labels = write.container.constant(class_labels(model.classes_))
+    # The last one was fitted on the places of the classes.
+    place = write("Reshape", write("Cast", told.label, to=7), write.places([-1]))
+    give(write.container, write("Gather", labels, place, axis=0), operator)
+    give(write.container, told.scores, operator, 1)
+
+
+def joined(scope: Any, container: Any, operator: Any, columns: list[str]) -> Any:
+    """Return the variable that holds ``columns`` side by side, and behind them the rows where those are passed on."""
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+
+    model, write = operator.raw_operator, Writer(scope, container)
+    if model.passthrough:
+        if any(isinstance(variable.type, StringTensorType) for variable in operator.inputs):
+            raise RuntimeError(f"{type(model).__name__} passes strings through.")
+        columns = [*columns, *(write("Cast", variable.full_name, to=1) for variable in operator.inputs)]
+    joined = scope.declare_local_variable("said", FloatTensorType([None, int(model.final_estimator_.n_features_in_)]))
+    container.add_node(
+        "Concat", columns, [joined.full_name], axis=1, name=scope.get_unique_operator_name("Concat"),
+        op_version=container.target_opset,
+    )  # fmt: skip
+    return joined
+
+
+def _several_parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """Declare labels of all targets together, and the scores of each."""
+    from skl2onnx.common.data_types import FloatTensorType
+
+    operator = scope.declare_local_operator(_SEVERAL, model)
+    operator.inputs.extend(inputs)
+    for name in ("label", *(f"probabilities_{number}" for number in range(len(model.estimators_)))):
+        operator.outputs.append(scope.declare_local_variable(name, FloatTensorType()))
+    return operator.outputs
+
+
+def _several_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+
+    members = operator.raw_operator.estimators_
+    strings = np.asarray(members[0].classes_).dtype.kind in "OUS"
+    operator.outputs[0].set_type((StringTensorType if strings else Int64TensorType)([None, len(members)]))
+    for variable, member in zip(operator.outputs[1:], members, strict=True):
+        variable.set_type(FloatTensorType([None, len(member.classes_)]))
+
+
+def _several(scope: Any, operator: Any, container: Any) -> None:
+    """A MultiOutputClassifier."""
+    write, labels = Writer(scope, container), []
+    for number, member in enumerate(operator.raw_operator.estimators_):
+        told = said(scope, container, operator.inputs, member, raw=False)
+        labels.append(write.upright(told.label))
+        give(write.container, told.scores, operator, number + 1)
+    give(write.container, labels[0] if len(labels) == 1 else write("Concat", *labels, axis=1), operator)

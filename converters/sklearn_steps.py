@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+
+_LOOKED_AT = 16
+"""Members of an ensemble that are looked at: they are alike."""
 
 
 def steps_of(estimator: Any) -> list[Any]:
@@ -12,6 +18,60 @@ def steps_of(estimator: Any) -> list[Any]:
     if steps is None:
         return [inner]
     return [part for _, step in steps if step is not None and step != "passthrough" for part in steps_of(step)]
+
+
+def thawed(estimator: Any) -> Any:
+    """Return the fitted estimator that answers for ``estimator``."""
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.semi_supervised import SelfTrainingClassifier
+
+    if isinstance(estimator, FrozenEstimator):
+        return thawed(estimator.estimator)
+    return thawed(estimator.estimator_) if isinstance(estimator, SelfTrainingClassifier) else estimator
+
+
+def opened(estimator: Any) -> Any:
+    """Return the estimator that a frozen one or a search stands for."""
+    found = thawed(estimator)
+    return opened(found.best_estimator_) if hasattr(found, "best_estimator_") else found
+
+
+def inside(estimator: Any) -> list[Any]:
+    """Return fitted estimators inside ``estimator`` that are given the very rows that it is given; a few of many."""
+    if hasattr(estimator, "estimators_features_") or type(estimator).__name__.endswith("Chain"):
+        return []
+    own = vars(estimator) if hasattr(estimator, "__dict__") else {}
+    found = [own[name] for name in ("estimator_", "regressor_", "best_estimator_") if name in own]
+    if thawed(estimator) is not estimator:
+        found.append(thawed(estimator))
+    members = own.get("estimators_")
+    # numpy would make rows of the steps of pipelines in a list.
+    flat = members.reshape(-1) if isinstance(members, np.ndarray) else members
+    found += list(flat[:_LOOKED_AT]) if isinstance(flat, list | np.ndarray) else []
+    found += [each.estimator for each in own.get("calibrated_classifiers_", ())[:_LOOKED_AT]]
+    return [each for each in found if hasattr(each, "get_params")]
+
+
+def leading(estimator: Any) -> Any:
+    """Return the first pipeline inside estimators of estimators, which tells of their rows; else ``estimator``."""
+    if hasattr(estimator, "steps"):
+        return estimator
+    for each in inside(estimator):
+        found = leading(each)
+        if hasattr(found, "steps"):
+            return found
+    return estimator
+
+
+def everything(estimator: Any) -> Iterator[Any]:
+    """Yield the estimator and all that it is made of and that sees columns of its rows."""
+    yield estimator
+    parts = [step for _, step in getattr(estimator, "steps", ())]
+    parts += [transformer for _, transformer, *_ in getattr(estimator, "transformers_", ())]
+    parts += [transformer for _, transformer in getattr(estimator, "transformer_list", ())]
+    for part in (*parts, *inside(estimator)):
+        if part is not None and not isinstance(part, str):
+            yield from everything(part)
 
 
 def vectorisers(part: Any) -> list[Any]:

@@ -15,6 +15,7 @@ def nested() -> Iterator[tuple[str, Fit]]:
     """Yield name and training of each."""
     yield from _calibrated()
     yield from _together()
+    yield from _around_columns()
     yield from _transformed()
 
 
@@ -68,6 +69,46 @@ def _together() -> Iterator[tuple[str, Fit]]:
     lines = [("a", LinearRegression()), ("b", Ridge())]
     yield "together-weighed-numbers", _fit(VotingRegressor(lines, weights=[1, 3]), x, score)
     yield "together-self-trained", _fit(SelfTrainingClassifier(members[0][1]), x, marked)
+
+
+def _around_columns() -> Iterator[tuple[str, Fit]]:
+    """Estimators around pipelines that begin with columns of words, numbers and texts."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+    from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import TunedThresholdClassifierCV
+    from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn.svm import LinearSVC
+
+    x, two, three, score = _rows()
+    rows = np.empty((200, 4), object)
+    rows[:, 0], rows[:, 3] = np.array(["red", "green", "blue"])[three], np.array(["a bad one", "a good one"])[two]
+    rows[:, 1], rows[:, 2] = x[:, 1], x[:, 2]
+
+    def around(last: Any) -> Any:
+        words, numbers = OneHotEncoder(handle_unknown="ignore"), StandardScaler()
+        columns = [("c", words, [0]), ("n", numbers, [1, 2]), ("t", TfidfVectorizer(), 3)]
+        return make_pipeline(ColumnTransformer(columns), last)
+
+    line, number = around(LogisticRegression()), around(Ridge())
+    members, lines = [("a", line), ("b", around(LinearSVC()))], [("a", number), ("b", around(Ridge(10)))]
+    target = TransformedTargetRegressor(number, func=np.log, inverse_func=np.exp)
+    yield "columns-calibrated", _fit(CalibratedClassifierCV(around(LinearSVC()), cv=2), rows, three)
+    yield "columns-threshold", _fit(TunedThresholdClassifierCV(line, cv=2), rows, two)
+    yield "columns-vote", _fit(VotingClassifier([("a", line), ("b", line)], voting="soft"), rows, three)
+    yield "columns-stack", _fit(StackingClassifier(members, cv=2), rows, three)
+    yield "columns-stacked-numbers", _fit(StackingRegressor(lines, cv=2), rows, score)
+    yield "columns-log-target", _fit(target, rows, np.exp(score))
+    yield "columns-two-labels", _fit(MultiOutputClassifier(line), rows, np.c_[two, 1 - two])
+    yield "columns-two-targets", _fit(MultiOutputRegressor(number), rows, np.c_[score, -score])
+    yield (
+        "texts-calibrated",
+        _fit(CalibratedClassifierCV(make_pipeline(TfidfVectorizer(), LinearSVC()), cv=2), rows[:, 3], two),
+    )
 
 
 def _transformed() -> Iterator[tuple[str, Fit]]:

@@ -20,11 +20,11 @@ def _words(text: str) -> list[str]:
 
 CHECKOUT = Path(__file__).parents[3]
 OWN = _words(
-    "xgboost-binary xgboost-multiclass xgboost-regression xgboost-missing xgboost-dart xgboost-linear xgboost- "
-    "poisson xgboost-ranking xgboost-forest xgboost-vector-leaves xgboost-categories xgboost-raw-logit lightgbm- "
-    "binary lightgbm-multiclass lightgbm-regression lightgbm-missing lightgbm-zero-missing lightgbm-dart lightgbm- "
-    "ranking lightgbm-categories catboost-binary catboost-multiclass catboost-regression catboost-missing catboost- "
-    "labels catboost-lossguide catboost-ranking catboost-uncertain-regression"
+    "xgboost-binary xgboost-multiclass xgboost-regression xgboost-missing xgboost-dart xgboost-linear "
+    "xgboost-poisson xgboost-ranking xgboost-forest xgboost-vector-leaves xgboost-categories xgboost-raw-logit "
+    "lightgbm-binary lightgbm-multiclass lightgbm-regression lightgbm-missing lightgbm-zero-missing lightgbm-dart "
+    "lightgbm-ranking lightgbm-categories catboost-binary catboost-multiclass catboost-regression "
+    "catboost-missing catboost-labels catboost-lossguide catboost-ranking catboost-uncertain-regression"
 )
 ESTIMATORS = _words(
     "xgb-classifier xgb-multiclass xgb-regressor lgbm-classifier lgbm-multiclass lgbm-regressor catboost-classifier "

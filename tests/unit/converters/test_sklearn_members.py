@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.cross_decomposition import CCA
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.decomposition import FactorAnalysis, FastICA, SparsePCA
@@ -18,20 +18,24 @@ from sklearn.ensemble import (
     BaggingRegressor,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    StackingClassifier,
+    StackingRegressor,
     VotingClassifier,
     VotingRegressor,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import AdditiveChi2Sampler, Nystroem, RBFSampler, SkewedChi2Sampler
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron, Ridge
-from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, PowerTransformer, StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, OneHotEncoder, PowerTransformer, StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
@@ -226,3 +230,96 @@ def test_a_gap_is_looked_for_in_every_column():
     runner = SklearnRunner(trees.fit(IRIS.data, NAMES))
     unused = set(range(4)) - set(trees.estimators_features_[0])
     assert unused and not runner.domains["X"].missing
+
+
+def _people() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows of a word, two numbers and a text, two classes, three classes and a number to tell."""
+    rng = np.random.default_rng(0)
+    rows = np.empty((200, 4), object)
+    rows[:, 0] = rng.choice(["oslo", "rome", "paris"], 200)
+    rows[:, 1], rows[:, 2] = rng.integers(18, 80, 200).astype(float), rng.normal(50, 10, 200)
+    rows[:, 3] = rng.choice(["a good one", "a bad one", "fine"], 200)
+    wealth = rows[:, 2].astype(float)
+    two = ((rows[:, 1] > 40) ^ (rows[:, 0] == "oslo")).astype(int)
+    return rows, two, np.array(["low", "middle", "high"])[np.digitize(wealth, [45, 55])], np.exp(wealth / 20)
+
+
+ROWS, TWO, THREE, WEALTH = _people()
+
+
+def prepared(estimator, *, texts: bool = False):
+    columns = [("c", OneHotEncoder(handle_unknown="ignore"), [0]), ("n", StandardScaler(), [1, 2])]
+    return make_pipeline(ColumnTransformer([*columns, ("t", TfidfVectorizer(), 3)] if texts else columns), estimator)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "target", "outputs"),
+    [
+        (CalibratedClassifierCV(prepared(LinearSVC()), cv=2), TWO, [label(TWO), ("probabilities", ("batch", 2))]),
+        (
+            CalibratedClassifierCV(prepared(LinearSVC(), texts=True), cv=2),
+            TWO,
+            [label(TWO), ("probabilities", ("batch", 2))],
+        ),
+        (
+            VotingClassifier(
+                [("a", prepared(LogisticRegression())), ("b", prepared(RandomForestClassifier(4, random_state=0)))],
+                voting="soft",
+            ),
+            THREE,
+            [label(THREE), ("probabilities", ("batch", 3))],
+        ),
+        (
+            StackingClassifier(
+                [("a", prepared(LogisticRegression())), ("b", prepared(SVC()))], LogisticRegression(), cv=2
+            ),
+            THREE,
+            [label(THREE), ("probabilities", ("batch", 3))],
+        ),
+        (OneVsRestClassifier(prepared(LogisticRegression())), THREE, [label(THREE), ("probabilities", ("batch", 3))]),
+        (
+            FixedThresholdClassifier(prepared(LogisticRegression()), threshold=0.3),
+            TWO,
+            [label(TWO), ("probabilities", ("batch", 2))],
+        ),
+        (
+            MultiOutputClassifier(prepared(LogisticRegression())),
+            np.c_[TWO, 1 - TWO],
+            [("label", ("batch", 2), "int64"), *((f"probabilities_{n}", ("batch", 2)) for n in (0, 1))],
+        ),
+        (
+            TransformedTargetRegressor(prepared(Ridge()), func=np.log1p, inverse_func=np.expm1),
+            WEALTH,
+            [("prediction", ("batch", 1))],
+        ),
+        (MultiOutputRegressor(prepared(Ridge())), np.c_[WEALTH, -WEALTH], [("prediction", ("batch", 2))]),
+        (
+            VotingRegressor([("a", prepared(Ridge())), ("b", prepared(LinearRegression()))], weights=[2, 1]),
+            WEALTH,
+            [("prediction", ("batch", 1))],
+        ),
+        (
+            StackingRegressor([("a", prepared(Ridge())), ("b", prepared(LinearRegression()))], Ridge(), cv=2),
+            WEALTH,
+            [("prediction", ("batch", 1))],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "fit") else "",
+)
+def test_columns_of_words_and_numbers_reach_the_pipelines_inside(same, estimator, target, outputs):
+    rows = ROWS if "TfidfVectorizer" in repr(estimator) else ROWS[:, :3]
+    runner = SklearnRunner(estimator.fit(rows, target))
+    columns = [f"column_{number}" for number in range(rows.shape[1])]
+    assert [spec.name for spec in runner.inputs] == columns
+    assert runner.inputs[0].dtype == "string" and runner.inputs[1].dtype == "float32"
+    feeds = {
+        name: rows[:, [number]].astype(str if spec.dtype == "string" else np.float32)
+        for number, (name, spec) in enumerate(zip(columns, runner.inputs, strict=True))
+    }
+    same(estimator, feeds, outputs, atol=1e-3)
+
+
+def test_texts_reach_the_pipelines_inside(same):
+    texts = ROWS[:, 3].astype(str)
+    inner = CalibratedClassifierCV(make_pipeline(TfidfVectorizer(), LinearSVC()), cv=2).fit(texts, TWO)
+    same(inner, {"text": texts[:, None]}, [label(TWO), ("probabilities", ("batch", 2))])
