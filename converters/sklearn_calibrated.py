@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import Writer, decides, declare, said, shape
+from converters.sklearn_extra import give
+from converters.sklearn_members import Writer, decides, declare, give_label, said, shape
 from converters.sklearn_steps import opened
 
 _ALIAS = "ModeliumCalibrated"
@@ -40,8 +40,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
         given.append(_calibrated(write, calibrated, scores))
     probabilities = given[0] if len(given) == 1 else write("Mean", *given)
     best = write("ArgMax", probabilities, axis=1, keepdims=0)
-    labels = write.container.constant(class_labels(model.classes_))
-    give(write.container, write("Gather", labels, best, axis=0), operator)
+    give_label(write, operator, best)
     give(write.container, probabilities, operator, 1)
 
 

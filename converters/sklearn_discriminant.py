@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from converters.boosting_sklearn import asks_scores
-from converters.sklearn_extra import class_labels, give, joined_inputs
-from converters.sklearn_members import OPTIONS, Writer, declare, shape
+from converters.sklearn_extra import give, joined_inputs
+from converters.sklearn_members import OPTIONS, Writer, declare, give_label, shape
 
 
 def register() -> None:
@@ -30,6 +30,5 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     given = write("Concat", write("Sub", write.numbers(1), yes), yes, axis=1) if two else yes
     over = write("Cast", write("Greater", decided, write.numbers(0)), to=7)
     best = write("Reshape", over, write.places([-1])) if two else write("ArgMax", decided, axis=1, keepdims=0)
-    labels = write.container.constant(class_labels(model.classes_))
-    give(write.container, write("Gather", labels, best, axis=0), operator)
+    give_label(write, operator, best)
     give(write.container, decided if asks_scores(container, model) else given, operator, 1)

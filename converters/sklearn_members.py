@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import Container
+from converters.sklearn_extra import class_labels, give
 from converters.sklearn_steps import opened
 
 OPTIONS = {"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False],
@@ -128,19 +129,25 @@ class Writer:
         return self("Reshape", values, self.places([-1, 1]))
 
 
-def declare(alias: str) -> Any:
-    """Return a parser that declares one operator with a label and scores; what is inside is declared in writing it."""
+def declare(alias: str, names: Sequence[str] = ("label", "probabilities")) -> Any:
+    """Return a parser that declares one operator with outputs ``names``; what is inside is declared in writing it."""
 
     def parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
         from skl2onnx.common.data_types import FloatTensorType
 
         operator = scope.declare_local_operator(alias, model)
         operator.inputs.extend(inputs)
-        for name in ("label", "probabilities"):
+        for name in names:
             operator.outputs.append(scope.declare_local_variable(name, FloatTensorType()))
         return operator.outputs
 
     return parse
+
+
+def give_label(write: Writer, operator: Any, place: str) -> None:
+    """Make the class at ``place``, [rows], the operator's label."""
+    labels = write.container.constant(class_labels(operator.raw_operator.classes_))
+    give(write.container, write("Gather", labels, place, axis=0), operator)
 
 
 def shape(operator: Any) -> None:

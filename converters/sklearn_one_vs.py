@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import asks_scores
-from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import OPTIONS, Writer, columns, decides, declare, said, shape
+from converters.sklearn_extra import give
+from converters.sklearn_members import OPTIONS, Writer, columns, decides, declare, give_label, said, shape
 from converters.sklearn_steps import opened
 
 
@@ -50,8 +50,7 @@ def _rest(scope: Any, operator: Any, container: Any) -> None:
             if many
             else write("Reshape", over, write.places([-1]))
         )
-        labels = write.container.constant(class_labels(model.classes_))
-        give(write.container, write("Gather", labels, best, axis=0), operator)
+        give_label(write, operator, best)
     if asks_scores(container, model) or not hasattr(model, "predict_proba"):
         give(write.container, together, operator, 1)
         return
@@ -126,8 +125,7 @@ def _one(scope: Any, operator: Any, container: Any) -> None:
         best = write("Reshape", over, write.places([-1]))
     else:
         best = write("ArgMax", scores, axis=1, keepdims=0)
-    labels = write.container.constant(class_labels(model.classes_))
-    give(write.container, write("Gather", labels, best, axis=0), operator)
+    give_label(write, operator, best)
     give(write.container, scores, operator, 1)
 
 

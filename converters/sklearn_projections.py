@@ -14,6 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from converters.boosting_sklearn import Container
 from converters.sklearn_extra import give
+from converters.sklearn_members import declare
 from converters.sklearn_table import Table, kernel_of, squares
 
 
@@ -75,9 +76,9 @@ def register() -> None:
         Discriminants: _discriminants,
     }
     for cls, write in written.items():
-        update_registered_converter(
-            cls, f"Modelium{cls.__name__}", _shape, _converter(write), parser=_parse, overwrite=True
-        )
+        alias = f"Modelium{cls.__name__}"
+        parse = declare(alias, ("variable",))
+        update_registered_converter(cls, alias, _shape, _converter(write), parser=parse, overwrite=True)
 
 
 _Write = Callable[[Any, Table], str]
@@ -89,15 +90,6 @@ def _converter(write: _Write) -> Callable[[Any, Any, Any], None]:
         give(writer, write(operator.raw_operator, Table(operator, writer)), operator)
 
     return convert
-
-
-def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    from skl2onnx.common.data_types import FloatTensorType
-
-    operator = scope.declare_local_operator(f"Modelium{type(model).__name__}", model)
-    operator.inputs.extend(inputs)
-    operator.outputs.append(scope.declare_local_variable("variable", FloatTensorType()))
-    return operator.outputs
 
 
 def _shape(operator: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from converters.sklearn_extra import give
-from converters.sklearn_members import Writer, answered, columns
+from converters.sklearn_members import Writer, answered, columns, declare
 from converters.sklearn_stacking import joined
 from converters.sklearn_table import Table, kernel_of
 
@@ -36,18 +36,9 @@ def register() -> None:
         DummyRegressor: _dummy,
     }
     for cls, write in written.items():
-        update_registered_converter(
-            cls, f"Modelium{cls.__name__}", _shape, _converter(write), parser=_parse, overwrite=True
-        )
-
-
-def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    from skl2onnx.common.data_types import FloatTensorType
-
-    operator = scope.declare_local_operator(f"Modelium{type(model).__name__}", model)
-    operator.inputs.extend(inputs)
-    operator.outputs.append(scope.declare_local_variable("variable", FloatTensorType()))
-    return operator.outputs
+        alias = f"Modelium{cls.__name__}"
+        parse = declare(alias, ("variable",))
+        update_registered_converter(cls, alias, _shape, _converter(write), parser=parse, overwrite=True)
 
 
 def _shape(operator: Any) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import Container, asks_scores
-from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import OPTIONS, Writer, declare, said, shape
+from converters.sklearn_extra import give
+from converters.sklearn_members import OPTIONS, Writer, declare, give_label, said, shape
 
 _SEVERAL = "ModeliumMultiOutputClassifier"
 
@@ -82,10 +82,9 @@ def _stacked_classes(scope: Any, operator: Any, container: Any) -> None:
     final = model.final_estimator_
     raw = asks_scores(container, model) or not hasattr(final, "predict_proba")
     told = said(scope, container, [joined(scope, container, operator, columns)], final, raw=raw)
-    labels = write.container.constant(class_labels(model.classes_))
     # The last one was fitted on the places of the classes.
     place = write("Reshape", write("Cast", told.label, to=7), write.places([-1]))
-    give(write.container, write("Gather", labels, place, axis=0), operator)
+    give_label(write, operator, place)
     give(write.container, told.scores, operator, 1)
 
 
@@ -107,14 +106,8 @@ def joined(scope: Any, container: Any, operator: Any, columns: list[str]) -> Any
 
 
 def _several_parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    """Declare labels of all targets together, and the scores of each."""
-    from skl2onnx.common.data_types import FloatTensorType
-
-    operator = scope.declare_local_operator(_SEVERAL, model)
-    operator.inputs.extend(inputs)
-    for name in ("label", *(f"probabilities_{number}" for number in range(len(model.estimators_)))):
-        operator.outputs.append(scope.declare_local_variable(name, FloatTensorType()))
-    return operator.outputs
+    names = ("label", *(f"probabilities_{number}" for number in range(len(model.estimators_))))
+    return declare(_SEVERAL, names)(scope, model, inputs)
 
 
 def _several_shape(operator: Any) -> None:

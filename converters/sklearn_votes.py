@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.boosting_sklearn import asks_scores
-from converters.sklearn_extra import class_labels, give
-from converters.sklearn_members import OPTIONS, Writer, columns, declare, said, shape
+from converters.sklearn_extra import give
+from converters.sklearn_members import OPTIONS, Writer, columns, declare, give_label, said, shape
 from converters.sklearn_steps import opened
 
 
@@ -71,6 +71,5 @@ def _finish(write: Writer, operator: Any, shares: list[str], weights: Any, decis
     weighed = [write("Mul", share, write.numbers(weight)) for share, weight in zip(shares, weights, strict=True)]
     total = weighed[0] if len(weighed) == 1 else write("Sum", *weighed)
     best = write("ArgMax", total, axis=1, keepdims=0)
-    labels = write.container.constant(class_labels(operator.raw_operator.classes_))
-    give(write.container, write("Gather", labels, best, axis=0), operator)
+    give_label(write, operator, best)
     give(write.container, write("Mean", *decisions) if decisions else total, operator, 1)
