@@ -36,6 +36,7 @@ def columns_of(estimator: Any, width: int) -> tuple[Column, ...]:
     """Return the columns one by one when some are strings; () when the whole table is one matrix of numbers."""
     transformers: list[tuple[Any, list[int]]] = []
     first = steps_of(leading(estimator))[0]
+    first = getattr(first, "_preprocessor", None) or first  # HistGradientBoosting's own encoder of categories
     if hasattr(first, "transformers_"):
         indices = getattr(first, "_transformer_to_input_indices", {})
         for name, transformer, _ in first.transformers_:

@@ -72,11 +72,11 @@ def _hist(scope: Any, operator: Any, container: Any) -> None:
     """A HistGradientBoosting model, categories included; skl2onnx's own takes no categories and rounds thresholds."""
     from sklearn.base import is_classifier
 
-    from converters.sklearn_extra import give, joined_inputs
+    from converters.sklearn_extra import give
 
     model = operator.raw_operator
     writer = Container(scope, container)
-    table, kind = joined_inputs(operator, writer)
+    table, kind = _numbered(operator, writer)
     forest = hist_forest(model)
     margins = write_margins(writer, forest, table, wide=kind is np.float64)
     classes = classes_of(model) if is_classifier(model) else np.zeros(0, np.int64)
@@ -90,6 +90,31 @@ def _hist(scope: Any, operator: Any, container: Any) -> None:
     given = write_outputs(writer, outputs, margins, len(forest.base), raw=raw)
     for number, tensor in enumerate(given.values()):
         give(writer, tensor, operator, number)
+
+
+def _numbered(operator: Any, writer: Container) -> tuple[str, type[Any]]:
+    """Return one table of all inputs, named categories as their places and NaN for a strange one, and its type."""
+    from skl2onnx.common.data_types import StringTensorType
+
+    from converters.sklearn_extra import joined_inputs
+
+    if not any(isinstance(variable.type, StringTensorType) for variable in operator.inputs):
+        return joined_inputs(operator, writer)
+    encoder = operator.raw_operator._preprocessor
+    places = encoder._transformer_to_input_indices["encoder"]
+    names = dict(zip(places, encoder.named_transformers_["encoder"].categories_, strict=True))
+    columns = []
+    for place, variable in enumerate(operator.inputs):
+        name = variable.full_name
+        if isinstance(variable.type, StringTensorType):
+            keys = [str(key) for key in names[place] if isinstance(key, str)]
+            numbers = [float(number) for number in range(len(keys))]
+            name = writer.node(
+                "LabelEncoder", [name], domain="ai.onnx.ml", keys_strings=keys, values_floats=numbers,
+                default_float=float("nan"),
+            )  # fmt: skip
+        columns.append(writer.node("Cast", [name], to=1))
+    return writer.node("Concat", columns, axis=1), np.float32
 
 
 def _votes(scope: Any, operator: Any, container: Any) -> None:
@@ -175,10 +200,8 @@ def _columns(model: Any) -> tuple[list[int], dict[int, Array]]:
     for column, values in enumerate(categories):
         numbers = np.asarray(values)
         if numbers.dtype.kind not in "biuf":
-            raise ConversionFailed(
-                "This HistGradientBoosting model takes categories that are no numbers.",
-                hint="Encode them with an OrdinalEncoder in a pipeline before it.",
-            )
+            known[column] = np.arange(sum(isinstance(value, str) for value in values), dtype=np.float64)
+            continue
         numbers = numbers[~np.isnan(numbers.astype(np.float64))].astype(np.float64)
         if not np.array_equal(numbers, np.abs(numbers.astype(np.int64))):
             raise ConversionFailed(

@@ -53,14 +53,17 @@ def inside(estimator: Any) -> list[Any]:
 
 
 def leading(estimator: Any) -> Any:
-    """Return the first pipeline inside estimators of estimators, which tells of their rows; else ``estimator``."""
-    if hasattr(estimator, "steps"):
+    """Return the first estimator inside others that tells what their rows are; else ``estimator``.
+
+    That is a pipeline, or trees that encode categories themselves.
+    """
+    if _tells(estimator):
         return estimator
-    for each in inside(estimator):
-        found = leading(each)
-        if hasattr(found, "steps"):
-            return found
-    return estimator
+    return next((found for each in inside(estimator) if _tells(found := leading(each))), estimator)
+
+
+def _tells(estimator: Any) -> bool:
+    return hasattr(estimator, "steps") or getattr(estimator, "_preprocessor", None) is not None
 
 
 def everything(estimator: Any) -> Iterator[Any]:

@@ -323,3 +323,19 @@ def test_texts_reach_the_pipelines_inside(same):
     texts = ROWS[:, 3].astype(str)
     inner = CalibratedClassifierCV(make_pipeline(TfidfVectorizer(), LinearSVC()), cv=2).fit(texts, TWO)
     same(inner, {"text": texts[:, None]}, [label(TWO), ("probabilities", ("batch", 2))])
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["alone", "calibrated"])
+def test_named_categories_of_boosted_trees_are_words_and_a_strange_one_is_a_gap(same, wrap):
+    estimator = HistGradientBoostingClassifier(categorical_features=[0], max_iter=8, min_samples_leaf=5)
+    estimator = CalibratedClassifierCV(estimator, cv=2) if wrap else estimator
+    estimator.fit(ROWS[:, :3], TWO)
+    runner = SklearnRunner(estimator)
+    assert [spec.dtype for spec in runner.inputs] == ["string", "float32", "float32"]
+    rows = ROWS[:, :3].copy()
+    rows[:20, 0] = "nowhere"
+    feeds = {
+        spec.name: rows[:, [number]].astype(str if spec.dtype == "string" else np.float32)
+        for number, spec in enumerate(runner.inputs)
+    }
+    same(estimator, feeds, [label(TWO), ("probabilities", ("batch", 2))])
