@@ -94,6 +94,9 @@ def test_a_classifier_that_never_saw_a_class_is_calibrated_for_the_others(same):
 def test_a_calibrated_classifier_stands_in_others(same):
     inner = CalibratedClassifierCV(scaled(LinearSVC()), cv=2)
     others = VotingClassifier([("a", inner), ("b", GaussianNB())], voting="soft", weights=[2, 1])
+    decided = FixedThresholdClassifier(CalibratedClassifierCV(scaled(LinearSVC()), cv=2), threshold=0.8)
+    hard = VotingClassifier([("a", decided), ("b", GaussianNB())]).fit(IRIS.data, LARGE)
+    same(hard, {"X": FLOWERS}, [label(LARGE)])
     for estimator in (others, OneVsRestClassifier(inner), make_pipeline(StandardScaler(), inner)):
         fitted = estimator.fit(IRIS.data, NAMES)
         same(fitted, {"X": FLOWERS}, [label(NAMES), ("probabilities", ("batch", 3))], atol=1e-4)
