@@ -59,6 +59,7 @@ def register() -> None:
     from skl2onnx import update_registered_converter
     from sklearn.cluster import FeatureAgglomeration
     from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
+    from sklearn.feature_selection import SequentialFeatureSelector
     from sklearn.kernel_approximation import AdditiveChi2Sampler, Nystroem, RBFSampler, SkewedChi2Sampler
 
     written: dict[type[Any], _Write] = {
@@ -71,6 +72,7 @@ def register() -> None:
         AdditiveChi2Sampler: _additive,
         Nystroem: _nystroem,
         FeatureAgglomeration: _pooled,
+        SequentialFeatureSelector: _selected,
         Distances: _distances,
         BatchDistances: _distances,
         Discriminants: _discriminants,
@@ -151,6 +153,11 @@ def _nystroem(model: Any, table: Table) -> str:
         table, model.kernel, model.components_, gamma=model.gamma, degree=model.degree, coef0=model.coef0
     )
     return table.product(kernel, model.normalization_.T)
+
+
+def _selected(model: Any, table: Table) -> str:
+    places = np.flatnonzero(model.get_support()).astype(np.int64)
+    return table("Gather", table.name, table.writer.constant(places), axis=1)
 
 
 def _pooled(model: Any, table: Table) -> str:

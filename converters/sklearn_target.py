@@ -9,6 +9,7 @@ import numpy as np
 from converters import sklearn_extra
 from converters.arrays import Array
 from converters.boosting_sklearn import Container
+from converters.sklearn_members import Writer, answered, declare
 
 _ALIAS = "ModeliumTransformedTargetRegressor"
 
@@ -18,39 +19,24 @@ def register() -> None:
     from skl2onnx import update_registered_converter
     from sklearn.compose import TransformedTargetRegressor
 
-    update_registered_converter(TransformedTargetRegressor, _ALIAS, _shape, _convert, parser=_parse, overwrite=True)
-
-
-def _parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
-    """Declare the regressor with all that it is made of, and behind it an operator that turns its answers back."""
-    from skl2onnx._parse import parse_sklearn
-    from skl2onnx.common.data_types import FloatTensorType
-
-    said = parse_sklearn(scope, model.regressor_, inputs, custom_parsers=custom_parsers)
-    for variable in said:
-        variable.init_status(is_leaf=False)
-    operator = scope.declare_local_operator(_ALIAS, model)
-    operator.inputs.append(said[0])
-    operator.outputs.append(scope.declare_local_variable("variable", FloatTensorType()))
-    return operator.outputs
+    parse = declare(_ALIAS, ("variable",))
+    update_registered_converter(TransformedTargetRegressor, _ALIAS, _shape, _convert, parser=parse, overwrite=True)
 
 
 def _shape(operator: Any) -> None:
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+    from skl2onnx.common.data_types import FloatTensorType
 
-    given = operator.inputs[0].type
-    kind = DoubleTensorType if isinstance(given, DoubleTensorType) else FloatTensorType
-    operator.outputs[0].set_type(kind(given.shape))
+    operator.outputs[0].set_type(FloatTensorType([None, None]))
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
-    writer = Container(scope, container)
-    answers, kind = sklearn_extra.joined_inputs(operator, writer)
-    transformer = operator.raw_operator.transformer_
+    model, write = operator.raw_operator, Writer(scope, container)
+    answers = write.table(answered(scope, container, operator.inputs, model.regressor_))
+    transformer = model.transformer_
     steps = [step for _, step in transformer.steps] if hasattr(transformer, "steps") else [transformer]
     for step in reversed(steps):
-        answers = _turned_back(writer, answers, kind, step)
-    sklearn_extra.give(writer, answers, operator)
+        answers = _turned_back(write.container, answers, np.float32, step)
+    sklearn_extra.give(write.container, answers, operator)
 
 
 def _turned_back(writer: Container, table: str, kind: type[Any], step: Any) -> str:

@@ -24,13 +24,14 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import SequentialFeatureSelector
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_approximation import AdditiveChi2Sampler, Nystroem, RBFSampler, SkewedChi2Sampler
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
-from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
@@ -199,6 +200,7 @@ def test_classes_that_are_true_and_false_are_numbers_to_adaboost(same):
         make_pipeline(MinMaxScaler(clip=True), SkewedChi2Sampler(n_components=10, random_state=0)),
         make_pipeline(MinMaxScaler(clip=True), AdditiveChi2Sampler(sample_steps=3)),
         Nystroem(n_components=12, random_state=0),
+        SequentialFeatureSelector(LogisticRegression(max_iter=1000), n_features_to_select=2, cv=2),
         Nystroem(kernel="poly", degree=2, n_components=6, random_state=0),
         FeatureUnion([("a", LinearDiscriminantAnalysis(n_components=1)), ("b", KMeans(2, n_init=1, random_state=0))]),
         ColumnTransformer([("k", KBinsDiscretizer(3), [0, 1]), ("p", PowerTransformer(), [2])]),
@@ -342,3 +344,12 @@ def test_named_categories_of_boosted_trees_are_words_and_a_strange_one_is_a_gap(
         for number, spec in enumerate(runner.inputs)
     }
     same(estimator, feeds, [label(TWO), ("probabilities", ("batch", 2))])
+
+
+def test_pipelines_stand_in_a_chain_and_transformed_targets_in_others(same):
+    both = np.c_[IRIS.target == 0, IRIS.target == 1].astype(int)
+    chain = ClassifierChain(scaled(LogisticRegression()), order=[1, 0]).fit(IRIS.data, both)
+    same(chain, {"X": FLOWERS}, [("label", ("batch", 2), "int64"), ("probabilities", ("batch", 2))])
+    logged = TransformedTargetRegressor(scaled(Ridge()), func=np.log1p, inverse_func=np.expm1)
+    numbers = VotingRegressor([("a", logged), ("b", Ridge())]).fit(PEOPLE, DIABETES.target)
+    same(numbers, {"X": PEOPLE}, [("prediction", ("batch", 1))], atol=2e-3)
