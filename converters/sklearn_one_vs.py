@@ -68,22 +68,26 @@ def _confidence(scope: Any, container: Any, inputs: Any, write: Writer, member: 
     """Return what the member decides by, [rows, 1]: its decision function, or the second class's probability."""
     from sklearn.base import is_regressor
 
-    if hasattr(member, "y_") and not hasattr(member, "classes_"):
-        return _always(write, inputs, float(member.y_[0]))
+    if _is_constant(member):
+        return _always(write, inputs, member)
     raw = decides(opened(member)) and not is_regressor(member)
     return write.last(write.table(said(scope, container, inputs, member, raw=raw).scores))
 
 
 def _probability(scope: Any, container: Any, inputs: Any, write: Writer, member: Any) -> str:
-    if hasattr(member, "y_") and not hasattr(member, "classes_"):
-        return _always(write, inputs, float(member.y_[0]))
+    if _is_constant(member):
+        return _always(write, inputs, member)
     return write.last(said(scope, container, inputs, member, raw=False).scores)
 
 
-def _always(write: Writer, inputs: Any, value: float) -> str:
-    """One value for every row, from a member of whose class there was nothing or all."""
+def _is_constant(member: Any) -> bool:
+    """Whether there was nothing, or everything, of the member's class to learn from."""
+    return hasattr(member, "y_") and not hasattr(member, "classes_")
+
+
+def _always(write: Writer, inputs: Any, member: Any) -> str:
     rows = write("Gather", write("Shape", inputs[0].full_name), write.places([0]))
-    return write("Expand", write.numbers([[value]]), write("Concat", rows, write.places([1]), axis=0))
+    return write("Expand", write.numbers([[float(member.y_[0])]]), write("Concat", rows, write.places([1]), axis=0))
 
 
 def _threshold(member: Any) -> float:
@@ -101,10 +105,6 @@ def _one(scope: Any, operator: Any, container: Any) -> None:
         inputs = operator.inputs
         if model.pairwise_indices_ is not None:
             inputs = columns(scope, container, inputs, model.pairwise_indices_[number])
-        if hasattr(member, "y_") and not hasattr(member, "classes_"):
-            sure.append(_always(write, inputs, float(member.y_[0])))
-            voted.append(sure[-1])
-            continue
         told = said(scope, container, inputs, member, raw=decides(opened(member)))
         sure.append(write.last(write.table(told.scores)))
         voted.append(write("Cast", write.upright(told.label), to=1))

@@ -97,12 +97,12 @@ def joined(scope: Any, container: Any, operator: Any, columns: list[str]) -> Any
         if any(isinstance(variable.type, StringTensorType) for variable in operator.inputs):
             raise RuntimeError(f"{type(model).__name__} passes strings through.")
         columns = [*columns, *(write("Cast", variable.full_name, to=1) for variable in operator.inputs)]
-    joined = scope.declare_local_variable("said", FloatTensorType([None, int(model.final_estimator_.n_features_in_)]))
+    side = scope.declare_local_variable("said", FloatTensorType([None, int(model.final_estimator_.n_features_in_)]))
     container.add_node(
-        "Concat", columns, [joined.full_name], axis=1, name=scope.get_unique_operator_name("Concat"),
+        "Concat", columns, [side.full_name], axis=1, name=scope.get_unique_operator_name("Concat"),
         op_version=container.target_opset,
     )  # fmt: skip
-    return joined
+    return side
 
 
 def _several_parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-_LOOKED_AT = 16
-"""Members of an ensemble that are looked at: they are alike."""
-
 
 def steps_of(estimator: Any) -> list[Any]:
     """Return the estimators of a pipeline in order, nested pipelines and searches opened; else ``[estimator]``."""
@@ -37,7 +34,7 @@ def opened(estimator: Any) -> Any:
 
 
 def inside(estimator: Any) -> list[Any]:
-    """Return fitted estimators inside ``estimator`` that are given the very rows that it is given; a few of many."""
+    """Return fitted estimators inside ``estimator`` that are given the very rows that it is given."""
     if hasattr(estimator, "estimators_features_") or type(estimator).__name__.endswith("Chain"):
         return []
     own = vars(estimator) if hasattr(estimator, "__dict__") else {}
@@ -47,8 +44,8 @@ def inside(estimator: Any) -> list[Any]:
     members = own.get("estimators_")
     # numpy would make rows of the steps of pipelines in a list.
     flat = members.reshape(-1) if isinstance(members, np.ndarray) else members
-    found += list(flat[:_LOOKED_AT]) if isinstance(flat, list | np.ndarray) else []
-    found += [each.estimator for each in own.get("calibrated_classifiers_", ())[:_LOOKED_AT]]
+    found += list(flat) if isinstance(flat, list | np.ndarray) else []
+    found += [each.estimator for each in own.get("calibrated_classifiers_", ())]
     return [each for each in found if hasattr(each, "get_params")]
 
 

@@ -353,3 +353,13 @@ def test_pipelines_stand_in_a_chain_and_transformed_targets_in_others(same):
     logged = TransformedTargetRegressor(scaled(Ridge()), func=np.log1p, inverse_func=np.expm1)
     numbers = VotingRegressor([("a", logged), ("b", Ridge())]).fit(PEOPLE, DIABETES.target)
     same(numbers, {"X": PEOPLE}, [("prediction", ("batch", 1))], atol=2e-3)
+
+
+def test_the_last_of_many_members_is_given_its_columns_too(same):
+    many = np.array([f"kind {number:02}" for number in range(20)])[np.arange(200) % 20]
+    estimator = OneVsRestClassifier(prepared(LogisticRegression())).fit(ROWS[:, :3], many)
+    feeds = {f"column_{number}": ROWS[:, [number]].astype(str if number == 0 else np.float32) for number in range(3)}
+    same(estimator, feeds, [label(many), ("probabilities", ("batch", 20))])
+    targets = np.repeat(WEALTH[:, None], 18, axis=1) * np.arange(1, 19)
+    numbers = MultiOutputRegressor(prepared(Ridge())).fit(ROWS[:, :3], targets)
+    same(numbers, feeds, [("prediction", ("batch", 18))], atol=1e-2)
