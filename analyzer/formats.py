@@ -102,7 +102,7 @@ def _without_magic(path: Path, head: bytes) -> Seen:
     if _OPENVINO.match(start):
         return Seen(Format.OPENVINO, "openvino")
     if start[:1] == b"<" and _PMML.search(start):
-        return Seen(Format.UNKNOWN, "pmml")
+        return Seen(Format.TEXT, "pmml")
     for prefix, kind in _TEXT_HEADS:
         if start[: len(prefix)].lower() == prefix:
             return Seen(Format.TEXT, kind)

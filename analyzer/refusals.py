@@ -28,10 +28,6 @@ _UNSUPPORTED: dict[str, tuple[str, str]] = {
         "This is a TensorRT engine: machine code for one kind of GPU, which can't be converted.",
         "Drop the ONNX file that it was built from.",
     ),
-    "pmml": (
-        "This is a PMML document, which is not converted.",
-        "Drop the estimator that it was made from, saved by joblib or skops, or an ONNX file of it.",
-    ),
     "xgboost-binary": (
         "This is an XGBoost model in its deprecated binary format, which is not converted.",
         "Save it with `booster.save_model('model.json')`, convert that with onnxmltools and drop the ONNX file.",
@@ -67,6 +63,10 @@ _FAILED: dict[str, tuple[str, str]] = {
     "html": (
         "This is an HTML page saved under a model's name, probably a login or error page instead of the download.",
         "Open it in a browser to see what it says, then download the model again.",
+    ),
+    "pmml": (
+        "This is a PMML document, which is not converted.",
+        "Drop the estimator that it was made from, saved by joblib or skops, or an ONNX file of it.",
     ),
     "xml": ("This is an XML file, not a model.", "Drop the model itself, for example an .onnx, .pt2 or .joblib file."),
     "json": (

@@ -71,7 +71,7 @@ CASES = [
     ("tensorrt-rtx engine", b"vtrt" + bytes(64), Format.UNKNOWN, "ONNX file"),
     ("frozen graph", GRAPH_DEF, Format.UNKNOWN, "SavedModel"),
     ("core ml", b"\x08\x05\x12\x02\x0a\x00\xa2\x1f\x02\x0a\x00", Format.UNKNOWN, "converted from"),
-    ("pmml", b'<?xml version="1.0"?>\n<PMML version="4.4">\n</PMML>', Format.UNKNOWN, "joblib"),
+    ("pmml", b'<?xml version="1.0"?>\n<PMML version="4.4">\n</PMML>', Format.TEXT, "joblib"),
     ("7z", b"7z\xbc\xaf\x27\x1c" + bytes(64), Format.ARCHIVE, "Unpack"),
     ("lz4", b"\x04\x22\x4d\x18" + bytes(64), Format.ARCHIVE, "joblib"),
     ("rar", b"Rar!\x1a\x07\x01\0", Format.ARCHIVE, "Unpack"),
