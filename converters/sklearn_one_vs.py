@@ -43,13 +43,8 @@ def _rest(scope: Any, operator: Any, container: Any) -> None:
     if model.multilabel_:
         give(write.container, over, operator)
     else:
-        # Of equal ones scikit-learn takes the last.
         many = len(members) > 1
-        best = (
-            write("ArgMax", together, axis=1, keepdims=0, select_last_index=1)
-            if many
-            else write("Reshape", over, write.places([-1]))
-        )
+        best = write("ArgMax", together, axis=1, keepdims=0) if many else write("Reshape", over, write.places([-1]))
         give_label(write, operator, best)
     if asks_scores(container, model) or not hasattr(model, "predict_proba"):
         give(write.container, together, operator, 1)

@@ -42,6 +42,7 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from converters.sklearn_runner import SklearnRunner
+from converters.sklearn_steps import everything
 
 pytestmark = [pytest.mark.sklearn, pytest.mark.filterwarnings("ignore")]
 
@@ -123,6 +124,16 @@ def test_two_classes_at_a_time_are_told_apart_by_any_classifier(same, wrap, inne
     shares = hasattr(estimator, "predict_proba")
     scores = ("probabilities", ("batch", classes)) if shares else ("scores", ("batch", 1 if classes == 2 else classes))
     same(estimator, {"X": FLOWERS}, [label(target), scores], atol=1e-3)
+
+
+def test_of_classes_that_are_equally_sure_the_first_is_taken(same):
+    # Rows of the last two kinds stand there twice, once for each of two classes.
+    rows = np.concatenate([IRIS.data[:50], np.repeat(IRIS.data[50:], 2, axis=0)])
+    classes = np.array(["a"] * 50 + ["b", "c"] * 100)
+    estimator = OneVsRestClassifier(DecisionTreeClassifier(max_depth=2, random_state=0)).fit(rows, classes)
+    sure = np.stack([member.predict_proba(FLOWERS)[:, 1] for member in estimator.estimators_], axis=1)
+    assert (sure[:, 1] == sure[:, 2]).all() and set(estimator.predict(FLOWERS)) == {"a", "b"}
+    same(estimator, {"X": FLOWERS}, [label(classes), ("probabilities", ("batch", 3))])
 
 
 def test_labels_of_which_a_row_may_have_several_are_told_one_by_one(same):
@@ -360,6 +371,7 @@ def test_the_last_of_many_members_is_given_its_columns_too(same):
     estimator = OneVsRestClassifier(prepared(LogisticRegression())).fit(ROWS[:, :3], many)
     feeds = {f"column_{number}": ROWS[:, [number]].astype(str if number == 0 else np.float32) for number in range(3)}
     same(estimator, feeds, [label(many), ("probabilities", ("batch", 20))])
+    assert sum(isinstance(part, ColumnTransformer) for part in everything(estimator)) == 20
     targets = np.repeat(WEALTH[:, None], 18, axis=1) * np.arange(1, 19)
     numbers = MultiOutputRegressor(prepared(Ridge())).fit(ROWS[:, :3], targets)
     same(numbers, feeds, [("prediction", ("batch", 18))], atol=1e-2)
