@@ -13,7 +13,7 @@ from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_runner import SklearnRunner, load_estimator, quiet
-from converters.sklearn_steps import inside, leading, steps_of
+from converters.sklearn_steps import everything, inside, leading, steps_of
 from converters.sklearn_trees import route_missing_values
 from converters.trace_inputs import trace_cases
 from schemas.catalog import SERVED_OPSET
@@ -89,30 +89,19 @@ def every_step(estimator: Any) -> Iterator[Any]:
 
 
 def use_equivalents(estimator: Any) -> None:
-    """Set parameters that skl2onnx refuses, and that change nothing of what is served, to those that it takes.
+    """Set what skl2onnx refuses, and what changes nothing of what is served, to what it takes.
 
-    A VotingClassifier's flatten_transform only shapes transform's output, and a KBinsDiscretizer's 'onehot' is the same
-    table as 'onehot-dense', stored sparsely.
+    A KBinsDiscretizer's 'onehot' is the same table as 'onehot-dense', stored sparsely.
     """
-    changes: dict[str, Any] = {}
-    for key, value in estimator.get_params().items():
-        name = key.rpartition("__")[2]
-        if name == "flatten_transform" and value:
-            changes[key] = False
-        if name == "encode" and value == "onehot":
-            changes[key] = "onehot-dense"
-        if name == "weights" and isinstance(value, list | tuple):
-            changes[key] = np.array(value)
-    if changes:
-        # A fitted CatBoost model takes no new parameters, not even none.
-        estimator.set_params(**changes)
+    for part in everything(estimator):
+        if getattr(part, "encode", None) == "onehot":
+            part.encode = "onehot-dense"
+        if isinstance(getattr(part, "weights", None), list | tuple):
+            part.weights = np.array(part.weights)
     if type(estimator).__name__ == "AdaBoostClassifier" and estimator.classes_.dtype.kind == "b":
         estimator.classes_ = estimator.classes_.astype(np.int64)  # skl2onnx takes them for names
     sklearn_extra.mark_indicators(every_step(estimator))
     sklearn_projections.mark_transforming(estimator)
-    for part in every_step(estimator):
-        if getattr(part, "encode", None) == "onehot":  # what a ColumnTransformer fitted is no parameter of it
-            part.encode = "onehot-dense"
     for part in steps_of(estimator):
         if type(part).__name__ == "RandomTreesEmbedding":
             # skl2onnx refuses its sparse table, which is the same as the dense one.
