@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from ingestion.opening import check_name, open_entry, shown
 from schemas.artifact import ArtifactFile
 from schemas.errors import LimitExceeded, StillChanging
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 16 << 20
+"""What is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,44 +72,69 @@ class Copying:
 
     def _taken(self, fd: int, relative: str, size_bytes: int) -> ArtifactFile:
         """Link an open file into ``scratch``, named by its sha256."""
-        with os.fdopen(os.dup(fd), "rb", buffering=0) as source:
-            name = hashlib.file_digest(source, "sha256").hexdigest()
+        os.fchown(fd, os.geteuid(), os.getegid())
+        os.fchmod(fd, 0o444)
+        name = self._named(fd, size_bytes)
         if not (self.scratch / name).exists():
-            os.fchown(fd, os.geteuid(), os.getegid())
-            os.fchmod(fd, 0o444)
-            if not self.is_stored(name):
-                os.fsync(fd)
             # By the descriptor: what was hashed is what is linked, whatever stands under the path by now. Without a
             # folder's descriptor, which an absolute path needs none of, Python calls link(2), which follows nothing.
             os.link(f"/proc/self/fd/{fd}", self.scratch / name, src_dir_fd=fd, follow_symlinks=True)
         return ArtifactFile(path=relative, sha256=name, size_bytes=size_bytes)
 
     def _copied(self, fd: int, relative: str, path: Path) -> ArtifactFile:
-        """Copy an open file; one chunk is in memory at a time."""
+        """Copy an open file; what is hashed is the copy."""
         before = os.fstat(fd)
         partial = self.scratch / "partial"
-        digest = hashlib.sha256()
-        size_bytes = 0
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, before.st_size + 1)))
-        with os.fdopen(os.dup(fd), "rb", buffering=0) as source, partial.open("wb") as copy:
-            while count := source.readinto(buffer):
-                digest.update(buffer[:count])
-                copy.write(buffer[:count])
-                size_bytes += count
-                if size_bytes > before.st_size:
-                    break  # it grows under our hands; without this a growing file would be read for ever
+        with partial.open("w+b", buffering=0) as copy:
+            # It may grow under our hands; without a bound a growing file would be read for ever.
+            size_bytes = _copy(fd, copy.fileno(), before.st_size + 1)
             after = os.fstat(fd)
             if (after.st_size, after.st_mtime_ns) != (
                 before.st_size,
                 before.st_mtime_ns,
             ) or size_bytes != after.st_size:
                 raise _still_changing(path)
-            copy.flush()
             os.fchmod(copy.fileno(), 0o444)
-            if not self.is_stored(digest.hexdigest()):
-                os.fsync(copy.fileno())
-        partial.replace(self.scratch / digest.hexdigest())
-        return ArtifactFile(path=relative, sha256=digest.hexdigest(), size_bytes=size_bytes)
+            name = self._named(copy.fileno(), size_bytes)
+        partial.replace(self.scratch / name)
+        return ArtifactFile(path=relative, sha256=name, size_bytes=size_bytes)
+
+    def _named(self, fd: int, size_bytes: int) -> str:
+        """Return the sha256 of an open file, which has reached the disk by then unless it is stored already."""
+        if size_bytes <= CHUNK_BYTES:
+            name = _sha256(fd, size_bytes)
+            if not self.is_stored(name):
+                os.fsync(fd)
+            return name
+        with ThreadPoolExecutor(1) as beside:  # the disk and the processor at once
+            synced = beside.submit(os.fsync, fd)
+            name = _sha256(fd, size_bytes)
+            synced.result()
+            return name
+
+
+def _sha256(fd: int, size_bytes: int) -> str:
+    """Return the digest of a whole file. Few large reads: other threads of this process may be busy in Python."""
+    digest, at = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes + 1)))
+    while count := os.preadv(fd, [buffer], at):
+        digest.update(buffer[:count])
+        at += count
+    return digest.hexdigest()
+
+
+def _copy(source: int, copy: int, most_bytes: int) -> int:
+    """Copy up to ``most_bytes`` and return how many there were; both share the blocks where the file system can."""
+    done = 0
+    with contextlib.suppress(OSError):  # not between these two file systems, or not at all: the loop below copies it
+        while done < most_bytes and (count := os.copy_file_range(source, copy, most_bytes - done)):
+            done += count
+    while done < most_bytes and (chunk := os.read(source, min(CHUNK_BYTES, most_bytes - done))):
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(copy, view) :]
+        done += len(chunk)
+    return done
 
 
 def _still_changing(path: Path) -> StillChanging:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -98,9 +100,44 @@ def test_a_large_file_costs_no_memory(store: Store, tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         store.put(tmp_path / "big")
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("failure", [None, errno.EXDEV, errno.ENOSYS])
+@pytest.mark.parametrize("size_bytes", [0, 1, 100_000, (16 << 20) + 1])
+@pytest.mark.parametrize("take", [True, False])
+def test_files_of_any_size_are_stored_whole_wherever_they_come_from(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: bool, size_bytes: int, failure: int | None
+) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(failure, "no")
+
+    if failure is not None:  # another file system, or one whose driver can't
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    content = random.Random(size_bytes).randbytes(size_bytes)
+    (tmp_path / "m").write_bytes(content)
+    artifact = store.put(tmp_path / "m", take=take)
+    assert artifact.sha256 == hashlib.sha256(content).hexdigest() and artifact.size_bytes == size_bytes
+    assert store.path(artifact.sha256).read_bytes() == content
+
+
+def test_a_copy_that_breaks_off_is_continued_by_hand(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, real = [], os.copy_file_range
+
+    def once(source: int, copy: int, count: int) -> int:
+        if copied:
+            raise OSError(errno.EIO, "no more")
+        copied.append(real(source, copy, 1000))
+        return copied[0]
+
+    monkeypatch.setattr(os, "copy_file_range", once)
+    content = random.Random(7).randbytes(5000)
+    (tmp_path / "m").write_bytes(content)
+    assert store.path(store.put(tmp_path / "m").sha256).read_bytes() == content and copied == [1000]
 
 
 def test_links_are_refused(store: Store, tmp_path: Path, folder_of: FolderOf) -> None:
