@@ -27,7 +27,7 @@ from executor.docker_sandbox import DockerSandbox
 from executor.find import DockerOptions
 from executor.sandbox import Sandbox
 from executor.toolchain import Toolchain
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.step_io import StepRequest
 

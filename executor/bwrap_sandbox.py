@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -19,7 +20,7 @@ from executor.probing import probe
 from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Observers
 from executor.seccomp import program
 from executor.supervise import supervise
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from executor.warm_steps import WarmSteps
 from schemas.step_run import Isolation, Limits
 
@@ -71,9 +72,9 @@ class BwrapSandbox:
         began = time.monotonic()
         if self._warm is None or command.warm is None:
             return self._cold(command, devices, observers)
-        with self._warm.parents.awake():
+        with contextlib.nullcontext() if command.timed else self._warm.parents.awake():
             ending = None
-            if not command.beside and not devices:
+            if not devices:
                 ending = self._warm.execute(command, observers, began=began, cold=self._probed)
             return ending or self._cold(command, devices, observers)
 

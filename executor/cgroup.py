@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -33,24 +33,36 @@ class Hierarchy:
 
 @dataclass
 class Cgroup:
-    """A group that exists until :meth:`remove`. ``hierarchies`` names the controllers it really has."""
+    """A group that exists until :meth:`remove`.
+
+    ``hierarchies`` names the controllers it has, ``refused`` those of them that did not take its bounds.
+    """
 
     name: str
     hierarchies: dict[Controller, Hierarchy]
+    refused: set[Controller] = field(default_factory=set)
 
     @classmethod
-    def create(cls, limits: Limits) -> Cgroup:
-        """Make a group with the bounds of ``limits``; it has no controller at all where none is writable."""
+    def create(cls, limits: Limits | None = None) -> Cgroup:
+        """Make a group with the bounds of ``limits``; it has no controller at all where none is writable.
+
+        Without limits it bounds nothing until :meth:`bound`.
+        """
         group = cls(f"{_PREFIX}{os.getpid()}-{start_time(os.getpid())}-{next(_serial)}", {})
         for controller, hierarchy in _hierarchies().items():
             with contextlib.suppress(OSError):
                 (hierarchy.parent / group.name).mkdir(exist_ok=True)
                 group.hierarchies[controller] = hierarchy
-                for file, value in _bounds(controller, hierarchy.version, limits):
-                    if not group._write(controller, file, value):
-                        del group.hierarchies[controller]
-                        break
+        if limits is not None:
+            group.bound(limits)
         return group
+
+    def bound(self, limits: Limits) -> None:
+        """Bound its processes; a controller that refuses to is no longer said to be enforced."""
+        for controller, hierarchy in self.hierarchies.items():
+            wanted = _bounds(controller, hierarchy.version, limits)
+            if not all(self._write(controller, file, value) for file, value in wanted):
+                self.refused.add(controller)
 
     @classmethod
     def of(cls, pid: int, name: str) -> Cgroup:
@@ -72,7 +84,8 @@ class Cgroup:
 
     def label(self, controller: Controller) -> str | None:
         """Return ``cgroup-v1`` or ``cgroup-v2`` when ``controller`` is enforced, else None."""
-        return f"cgroup-v{self.hierarchies[controller].version}" if controller in self.hierarchies else None
+        is_enforced = controller in self.hierarchies and controller not in self.refused
+        return f"cgroup-v{self.hierarchies[controller].version}" if is_enforced else None
 
     def oom_kills(self) -> int:
         """How many processes the kernel has killed because the group's memory was spent."""

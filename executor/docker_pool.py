@@ -15,8 +15,8 @@ from pathlib import Path
 from executor.docker_waiting import WaitingContainer
 from executor.processes import available_bytes
 from executor.sandbox import Command
-from executor.warm_parent import WarmFailed
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
+from executor.warm_failed import WarmFailed
 from schemas.errors import ModeliumError
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from executor.inside import ROOT
 from executor.probing import probe
 from executor.sandbox import NO_OBSERVERS, OUT, Command, Ending, Observers
 from executor.toolchain import Installation
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from schemas.errors import ToolchainMissing
 from schemas.step_run import Isolation, Limits
 
@@ -79,7 +79,8 @@ class DockerSandbox:
         self._host.open_out(out)
         engine = self._host.engine
         ending = None
-        if self._warm is not None and command.warm is not None and not command.beside and not command.gpus:
+        is_alone = command.timed or command.beside or command.gpus
+        if self._warm is not None and command.warm is not None and not is_alone:
             ending = self._warm.execute(command, observers, began)
         if ending is not None and os.geteuid() == 0:
             return ending

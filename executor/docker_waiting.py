@@ -16,7 +16,7 @@ from executor.docker_host import DockerHost
 from executor.docker_run import ContainerRun
 from executor.sandbox import OUT, Command, Ending, Observers
 from executor.stops import ASK_EVERY_S, cancelled
-from executor.warm_parent import WarmFailed
+from executor.warm_failed import WarmFailed
 from executor.warm_protocol import BEGUN, IDLE
 from executor.workspace import Workspace, remove_tree
 from schemas.step_io import STEP_FILE

@@ -19,8 +19,8 @@ from executor.docker_pool import ContainerPool, Kind
 from executor.docker_waiting import WaitingContainer, shown
 from executor.probing import probe
 from executor.sandbox import NO_OBSERVERS, OUT, Command, Ending, Observers
-from executor.warm_parent import WarmFailed
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
+from executor.warm_failed import WarmFailed
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 

@@ -127,11 +127,8 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
     step_file.chmod(0o644)
     interpreter = spec.toolchain.interpreter
     argv = (str(interpreter), "-P", "-s", "-m", "executor.child", str(sandbox.root(folder)))
-    environment = step_environment(request.threads, spec.toolchain.name, timed=request.kind == "measure")
+    environment = step_environment(request.threads, spec.toolchain.name)
     beside = tuple(tools.interpreter for tools in spec.beside)
-    # What is timed has the machine to itself, and a process that holds nothing but what it timed.
-    is_warm = spec.toolchain.name in FORKABLE and request.kind != "measure"
-    warm = spec.toolchain.name if is_warm else None
     command = Command(
         argv=argv,
         workspace=folder,
@@ -140,8 +137,9 @@ def _execute(spec: StepSpec, folder: Path, sandbox: Sandbox, observers: Observer
         inputs=spec.inputs,
         environment=environment,
         beside=beside,
-        warm=warm,
-        hurried=request.kind == "analyze",
+        warm=spec.toolchain.name if spec.toolchain.name in FORKABLE else None,
+        hurried=request.kind in ("analyze", "measure"),
+        timed=request.kind == "measure",
         gpus=_gpus(request),
     )
     try:
@@ -157,18 +155,19 @@ def _gpus(request: StepRequest) -> int:
     return int(needs_gpu(request.kind, parse_options(request.kind, request.options), original))
 
 
-def step_environment(threads: int, toolchain_name: str, *, timed: bool = False) -> dict[str, str]:
+def step_environment(threads: int, toolchain_name: str) -> dict[str, str]:
     """Return the variables that every step of a toolchain has; its warm parent loads the libraries with them.
 
-    Where nothing is timed, threads that wait for each other sleep: two steps at once, or a step beside a stranger,
-    would else keep the cores from those they wait for (a proof of MiniLM beside one busy process: 20 s instead of 1.3).
+    Threads that wait for each other sleep: two steps at once, or a step beside a stranger, would else keep the cores
+    from those they wait for (a proof of MiniLM beside one busy process: 20 s instead of 1.3). Processes that are timed
+    are given none of that.
     """
     count = str(threads)
-    patience = {} if timed else {"OMP_WAIT_POLICY": "passive"}
-    return patience | {
+    return {
         "HF_HUB_OFFLINE": "1",
         "MKL_NUM_THREADS": count,
         "OMP_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "passive",
         "OPENBLAS_NUM_THREADS": count,
         "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -18,7 +18,7 @@ from executor.kubernetes_sandbox import KubernetesSandbox
 from executor.sandbox import Sandbox
 from executor.seccomp import program
 from executor.unisolated_sandbox import UnisolatedSandbox
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from schemas.errors import SandboxUnavailable
 from schemas.step_run import Limits
 

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from executor import confinement, preloading, program
 from executor.warm_protocol import (
     FIRST_GROUP,
+    FIRST_MOUNT,
     GO,
     HERE,
     IDLE,
@@ -131,37 +132,47 @@ class _Child:
         self._descriptors, self._system_calls = descriptors, system_calls
 
     def enter(self) -> Program:
-        """Shut this process in and fork the step; returns in the step's process, the other one waits for it."""
+        """Shut this process in and fork what becomes the step; returns there, the other one waits for it."""
         for number in (signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)  # process 1 ignores what it does not handle
-        report = self._descriptors[REPORT]
+        report = socket.socket(fileno=self._descriptors[REPORT])
         try:
-            request = self._request()
-            count = request["groups"]
-            for group in self._descriptors[FIRST_GROUP : FIRST_GROUP + count]:
+            groups = self._descriptors[FIRST_GROUP:]
+            for group in groups:
                 os.write(group, b"0")
+                os.close(group)
             os.setsid()
-            os.write(report, HERE)
-            if os.read(report, 16) != GO:
-                os._exit(1)
+            report.send(HERE)
+            _expect_go(report)
+            # Made in the parent's namespace of networks: the step finds no trace of it in its own.
+            first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             confinement.own_namespaces()
-            mounts = self._descriptors[FIRST_GROUP + count :]
-            places = [(d, *place) for d, place in zip(mounts, request["mounts"], strict=True)]
-            confinement.own_files(places, request["tmp_bytes"], request["shm_bytes"])
-            os.write(report, READY)
+            step = os.fork()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.write(report, json.dumps({"failed": str(error)}).encode())
-            os._exit(1)
-        step = os.fork()
+            _fail(report, error)
         if step:
-            self._wait(step, report)
+            second.close()
+            self._show(report, first)
+            self._wait(step, report.fileno())
+        first.close()
+        [document] = _expect_go(second)
+        request = _read(document)
+        second.detach(), report.detach()  # closed with everything else
         return self._become_step(request)
 
-    def _request(self) -> dict[str, Any]:
-        descriptor = self._descriptors[REQUEST]
-        found: dict[str, Any] = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
-        return found
+    def _show(self, report: socket.socket, step: socket.socket) -> None:
+        """Wait until there is a step, attach its files, and let its process begin."""
+        try:
+            report.send(READY)
+            told = _expect_go(report)
+            document, mounts = told[REQUEST], told[FIRST_MOUNT:]
+            request = _read(document)
+            places = [(mount, *place) for mount, place in zip(mounts, request["mounts"], strict=True)]
+            confinement.own_files(places, request["tmp_bytes"], request["shm_bytes"])
+            socket.send_fds(step, [GO], [document])
+            report.send(READY)
+        except OSError as error:
+            _fail(report, error)
 
     def _wait(self, step: int, report: int) -> NoReturn:
         """Reap everything until the step ends, say how; the kernel then ends whatever else is here."""
@@ -197,6 +208,25 @@ class _Child:
         confinement.own_user(request["as_root"])
         confinement.filtered(self._system_calls)
         return lambda: program.run(request["argv"])
+
+
+def _expect_go(channel: socket.socket) -> list[int]:
+    """Wait until this process may go on, and return the descriptors that came along; end it if it must not."""
+    message, ancillary, _, _ = channel.recvmsg(16, socket.CMSG_SPACE(MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+    if message != GO:
+        os._exit(1)
+    return _descriptors(ancillary)
+
+
+def _read(document: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(os.pread(document, os.fstat(document).st_size, 0))
+    return found
+
+
+def _fail(report: socket.socket, error: OSError) -> NoReturn:
+    with contextlib.suppress(OSError):
+        report.send(json.dumps({"failed": str(error)}).encode())
+    os._exit(1)
 
 
 def _reseed() -> None:

@@ -39,6 +39,8 @@ class Command:
     warm: str | None = None
     hurried: bool = False
     """Rather start cold than wait until a warm parent has its imports done: the program needs few of them."""
+    timed: bool = False
+    """Let nothing that waits for later steps work beside it."""
     gpus: int = 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import selectors
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,23 +16,13 @@ from pathlib import Path
 from executor.cgroup import Cgroup
 from executor.cold_start import ColdStart, adopting
 from executor.pipes import READ_BYTES, Pipes
-from executor.processes import anonymous_bytes, cpu_s, descendants, is_ready, send
-from executor.warm_protocol import FIRST_GROUP, GO, HERE, IDLE, MOST_DESCRIPTORS, READY
+from executor.processes import anonymous_bytes, is_ready, send
+from executor.warm_failed import WarmFailed
+from executor.warm_protocol import IDLE, READY
+from executor.warm_seat import WarmSeat, reason, receive
 
+log = logging.getLogger(__name__)
 _START_S = 90
-_ANSWER_S = 30
-"""A parent may be in the middle of an import when it is asked."""
-_ASK_EVERY_S = 0.25
-_KILL_S = 10.0
-_CREDENTIALS = struct.Struct("3i")
-
-
-class WarmFailed(Exception):
-    """A warm start did not come about. ``lasting`` when trying again is no use."""
-
-    def __init__(self, why: str, *, lasting: bool = False) -> None:
-        super().__init__(why)
-        self.lasting = lasting
 
 
 class WarmParent:
@@ -48,6 +37,8 @@ class WarmParent:
         self._given_up = os.eventfd(0)
         self._pid, self._interpreter = 0, -1  # of the process that forks, and a descriptor of it
         self._idle, self._why = False, ""
+        self._waiting: WarmSeat | None = None
+        self._keeps = True
         self._hearing = threading.Lock()
         self._lock = threading.Lock()
         """Holds while the descriptor is used: its number may be another process's as soon as it is closed."""
@@ -72,11 +63,11 @@ class WarmParent:
                         if not self._process.hear():
                             selector.unregister(key.fd)
                         continue
-                    message, pid = _receive(self._control)
+                    message, pid = receive(self._control)
                     if message == READY:
                         self._pid, self._interpreter = pid, os.pidfd_open(pid)
                         return
-                    raise WarmFailed(_reason(message) or self._last_words(), lasting=True)
+                    raise WarmFailed(reason(message) or self._last_words(), lasting=True)
         raise WarmFailed(f"it was not ready after {_START_S} s", lasting=True)
 
     def give_up(self) -> None:
@@ -96,7 +87,9 @@ class WarmParent:
 
     def memory_bytes(self) -> int:
         """Return the memory that it holds for itself; code in files is shared with whoever else runs it."""
-        return anonymous_bytes(self._pid) if self._pid else 0
+        waiting = self._waiting
+        beside = waiting.cgroup.memory_bytes() if waiting is not None else None
+        return (anonymous_bytes(self._pid) if self._pid else 0) + (beside or 0)
 
     def pause(self) -> None:
         """Stop it until :meth:`resume`: what it still imports must not take time from a measurement."""
@@ -106,85 +99,53 @@ class WarmParent:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
-    def begin(
-        self,
-        request: dict[str, object],
-        pipes: Pipes,
-        groups: Sequence[Path],
-        mounts: Sequence[int],
-        should_stop: Callable[[], bool] | None,
-    ) -> WarmStart | None:
-        """Fork a child that shuts itself in and becomes the step; None when it was not to be. Raises WarmFailed."""
-        if FIRST_GROUP + len(groups) + len(mounts) > MOST_DESCRIPTORS:
-            raise WarmFailed("the step has too many inputs")
-        report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        entrances: list[int] = []
+    def seat(self, should_stop: Callable[[], bool] | None) -> WarmSeat:
+        """Return a child that has had no step: the one that waits, or a new one. Raises WarmFailed and Cancelled."""
+        self.last_used = time.monotonic()
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            if waiting.waits:
+                return waiting
+            waiting.close()
+        return self._forked(should_stop)
+
+    @property
+    def lacks_seat(self) -> bool:
+        """Whether a child should wait and none does: all is imported that the child is to inherit."""
+        return not self.imports and self._waiting is None and self._keeps and self.alive
+
+    def keep_seat(self) -> None:
+        """Have a child wait, so that the next step need not wait for its fork."""
         try:
-            with theirs:
-                entrances += (os.open(group, os.O_WRONLY | os.O_CLOEXEC) for group in groups)
-                document = pipes.data(json.dumps(request).encode())
-                sent = [document, theirs.fileno(), pipes.log[1], pipes.progress[1], *entrances, *mounts]
-                self.last_used = time.monotonic()
-                socket.send_fds(self._control, [b"fork"], sent)
-            pipes.close_inherited()
-            return self._meet(report, should_stop)
-        except OSError as error:
-            report.close()
-            raise WarmFailed(f"it can't be asked ({error.strerror or error})") from None
-        except BaseException:
-            report.close()
-            raise
-        finally:
-            for descriptor in entrances:
-                os.close(descriptor)
+            seat = self._forked(None)
+        except (WarmFailed, OSError) as error:  # the steps tell why they start cold; one that forks later is no fault
+            log.debug("no child of a warm parent waits: %s", error)
+            self._keeps = False
+            return
+        with self._lock:
+            self._waiting = seat
 
-    def _meet(self, report: socket.socket, should_stop: Callable[[], bool] | None) -> WarmStart | None:
-        message, pid = self._answer(report, should_stop)
-        if message is None:
-            report.close()
-            return None
-        if message != HERE:
-            raise self._failure(message)
-        # The child waits for GO: its pid is its own until then. That it answers afterwards shows that the descriptor
-        # was its, too.
-        init = os.pidfd_open(pid)
+    def _forked(self, should_stop: Callable[[], bool] | None) -> WarmSeat:
         try:
-            report.send(GO)
-            message, _ = self._answer(report, None)
-            if message != READY:
-                raise self._failure(message or b"")
-        except BaseException:
-            send(init, signal.SIGKILL)
-            os.close(init)
+            return WarmSeat(lambda sent: socket.send_fds(self._control, [b"fork"], sent), should_stop)
+        except WarmFailed:
+            self._hear()
+            if self._why:
+                raise WarmFailed(self._why, lasting=True) from None
             raise
-        return WarmStart(report, init, pid, self.memory_bytes())
-
-    def _answer(self, report: socket.socket, should_stop: Callable[[], bool] | None) -> tuple[bytes | None, int]:
-        deadline = time.monotonic() + _ANSWER_S
-        while time.monotonic() < deadline:
-            if is_ready(report.fileno(), _ASK_EVERY_S):
-                return _receive(report)
-            if should_stop is not None and should_stop():
-                return None, 0
-        raise WarmFailed(f"it did not answer within {_ANSWER_S} s")
-
-    def _failure(self, message: bytes) -> WarmFailed:
-        """Return why there is no child: what it said, or what the parent said, which then is so for good."""
-        if reason := _reason(message):
-            return WarmFailed(reason)
-        self._hear()
-        return WarmFailed(self._why, lasting=True) if self._why else WarmFailed("its child ended at once")
 
     def _hear(self) -> None:
         """Take what the parent has said of itself since it was ready: that it is idle, or why it ends."""
         with self._hearing, contextlib.suppress(OSError, ValueError):  # it may be closed
-            while is_ready(self._control.fileno(), 0) and (message := _receive(self._control)[0]):
+            while is_ready(self._control.fileno(), 0) and (message := receive(self._control)[0]):
                 self._idle = self._idle or message == IDLE
-                self._why = self._why or _reason(message)
+                self._why = self._why or reason(message)
 
     def end(self) -> None:
         """End it, with every step that it has forked; return when nothing of it is left."""
+        if self._waiting is not None:
+            self._waiting.close()
         self._control.close()
         with adopting():
             self._process.end()
@@ -192,6 +153,8 @@ class WarmParent:
 
     def abandon(self) -> None:
         """Close this process's copies of its descriptors; it belongs to the process that this one was forked from."""
+        if self._waiting is not None:
+            self._waiting.abandon()
         self._control.close()
         self._process.abandon()
         self._close()
@@ -216,59 +179,3 @@ class WarmParent:
             if words:
                 return f"it ended: {words[-1][:300]}"
         return "it ended before it was ready"
-
-
-class WarmStart:
-    """A step in a child of a warm parent, as its host sees it: process 1 of its sandbox and what that reports."""
-
-    def __init__(self, report: socket.socket, init: int, pid: int, inherited_bytes: int) -> None:
-        self._socket, self.ended, self.pid = report, init, pid
-        self.inherited_bytes = inherited_bytes
-        self.report = report.fileno()
-        self.exit_code = 128 + signal.SIGKILL
-        self.vanished = False
-        """Whether it ended without having been told to and without saying how: its parent died, most likely."""
-        self._cpu_s: float | None = None
-        report.setblocking(False)
-
-    def hear(self) -> bool:
-        """Read how the step ended, when it has; return False when nothing more comes."""
-        try:
-            message, _ = _receive(self._socket)
-        except BlockingIOError:
-            return True
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            told = json.loads(message)
-            self.exit_code, self._cpu_s = int(told["exit"]), float(told["cpu_s"])
-        return False
-
-    def end(self) -> float | None:
-        """Kill process 1, and with it all of its namespace, unless it has ended; return the CPU seconds used."""
-        by_itself = is_ready(self.ended, 0)
-        if not by_itself:
-            self._cpu_s = cpu_s(descendants(self.pid))
-            send(self.ended, signal.SIGKILL)
-            is_ready(self.ended, _KILL_S)
-        told = self._cpu_s
-        self.hear()
-        self.vanished = by_itself and told is None and self._cpu_s is None
-        self._socket.close()
-        os.close(self.ended)
-        return self._cpu_s
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, int]:
-    """Return the next message and the pid of who sent it, as this process counts."""
-    message, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size), socket.MSG_CMSG_CLOEXEC)
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            return message, int(_CREDENTIALS.unpack(data)[0])
-    return message, 0
-
-
-def _reason(message: bytes) -> str:
-    with contextlib.suppress(ValueError):
-        told = json.loads(message)
-        if isinstance(told, dict):
-            return str(next(iter(told.values()), ""))[:300]
-    return ""

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 
-from executor.warm_parent import WarmFailed, WarmParent
+from executor.warm_bounds import WarmBounds, WarmKey
+from executor.warm_failed import WarmFailed
+from executor.warm_parent import WarmParent
+from executor.warm_seat import WarmSeat
 from schemas.errors import ModeliumError
 
 log = logging.getLogger(__name__)
@@ -25,40 +25,6 @@ _ASK_EVERY_S = 0.25
 _REST_EVERY_S, _REST_LOOK_S = 0.1, 0.02
 """How often a rest is asked for, and how long parents import beside a step that another process starts in it."""
 _CLOSE_S = 10
-
-
-def anywhere() -> AbstractContextManager[bool]:
-    """Return a place for work in the background where nobody gives places out."""
-    return contextlib.nullcontext(True)
-
-
-def always() -> AbstractContextManager[Callable[[], bool]]:
-    """Return a rest where nobody knows whether the machine has one."""
-    return contextlib.nullcontext(lambda: True)
-
-
-@dataclass(frozen=True)
-class WarmBounds:
-    """How much warm parents, or waiting containers, may take in each process that runs steps.
-
-    What is imported before it is needed is imported under a ``place`` of the machine, when that gives one; where it can
-    be stopped in the middle, under a ``rest`` of the machine, as long as what that gives says so.
-    """
-
-    parents: int = 3
-    memory_bytes: int = 1 << 30
-    idle_s: float = 120
-    place: Callable[[], AbstractContextManager[bool]] = anywhere
-    rest: Callable[[], AbstractContextManager[Callable[[], bool]]] = always
-
-
-@dataclass(frozen=True)
-class WarmKey:
-    """What steps must have in common to be forked from one parent: libraries read the environment when loaded."""
-
-    toolchain: str
-    interpreter: Path
-    environment: tuple[tuple[str, str], ...]
 
 
 class WarmParents:
@@ -74,7 +40,7 @@ class WarmParents:
         self._lock = threading.Lock()
         self._parents: dict[WarmKey, Future[WarmParent]] = {}
         self._users: dict[WarmKey, int] = {}
-        self._awake = 0
+        self._awake = self._timed = 0
         self._starting: WarmParent | None = None
         self._closing = False
         self._refused: dict[WarmKey, str] = {}
@@ -115,12 +81,38 @@ class WarmParents:
                 self._work.put(self._tidy)
 
     @contextlib.contextmanager
-    def borrowed(self, key: WarmKey, should_stop: Callable[[], bool] | None = None) -> Iterator[WarmParent]:
-        """Lend the parent for ``key``, started if need be. Raises WarmFailed."""
-        with self.awake():
-            yield from self._lend(key, should_stop)
+    def seated(
+        self, key: WarmKey, should_stop: Callable[[], bool] | None = None, *, timed: bool = False
+    ) -> Iterator[tuple[WarmSeat, int]]:
+        """Lend a child of the parent for ``key``, started if need be, and tell the memory that both have in common.
 
-    def _lend(self, key: WarmKey, should_stop: Callable[[], bool] | None) -> Iterator[WarmParent]:
+        Beside one that is ``timed`` no parent works. Raises WarmFailed and Cancelled.
+        """
+        with contextlib.ExitStack() as until_closed, contextlib.ExitStack() as until_begun:
+            until_begun.enter_context(self.awake())
+            if timed:
+                until_closed.enter_context(self._quiet())
+            parent = until_closed.enter_context(self._lent(key, should_stop))
+            seat = parent.seat(should_stop)
+            until_closed.callback(seat.close)
+            inherited_bytes = parent.memory_bytes()
+            if timed:
+                until_begun.close()
+            self._work.put(self._refill)
+            yield seat, inherited_bytes
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        with self._lock:
+            self._timed += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._timed -= 1
+
+    @contextlib.contextmanager
+    def _lent(self, key: WarmKey, should_stop: Callable[[], bool] | None) -> Iterator[WarmParent]:
         with self._lock:
             future = self._find(key)
             self._users[key] = self._users.get(key, 0) + 1
@@ -186,8 +178,9 @@ class WarmParents:
 
     def _keep(self) -> None:
         while True:
+            self._refill()
             with self._lock:
-                is_done = not any(parent.imports for parent in self._ready())
+                is_done = not any(parent.imports or parent.lacks_seat for parent in self._ready())
             work = self._next(_LOOK_EVERY_S) if is_done else self._rest()
             (work or self._tidy)()
 
@@ -211,12 +204,26 @@ class WarmParents:
         return self._next(_REST_EVERY_S)
 
     def _go_on(self) -> bool:
-        """Resume what still imports; False when nothing does, or a step of this process lets it."""
+        """Resume what still imports or has no child waiting; False when nothing does, or a step here lets it."""
         with self._lock:
-            importing = [parent for parent in self._ready() if parent.imports] if not self._awake else []
-            for parent in importing:
+            is_theirs = not self._awake and not self._timed
+            unready = [p for p in self._ready() if p.imports or p.lacks_seat] if is_theirs else []
+            for parent in unready:
                 parent.resume()
-            return bool(importing)
+        for parent in unready:
+            if parent.lacks_seat:
+                parent.keep_seat()
+        return bool(unready)
+
+    def _refill(self) -> None:
+        """Have children wait again where steps took them: while those run, the machine's leave is theirs."""
+        with self._lock:
+            is_theirs = self._awake and not self._timed
+            lacking = [parent for parent in self._ready() if parent.lacks_seat] if is_theirs else []
+        if lacking:
+            with self.awake():
+                for parent in lacking:
+                    parent.keep_seat()
 
     def _replace(self, key: WarmKey, old: Future[WarmParent] | None, fresh: Future[WarmParent]) -> None:
         if old is not None and old.done() and not old.exception():

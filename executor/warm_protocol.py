@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-REQUEST, REPORT, LOG, PROGRESS, FIRST_GROUP = range(5)
-"""Where a request has its descriptors; after the groups come the mounts."""
+REPORT, LOG, PROGRESS, FIRST_GROUP = range(4)
+"""Where what asks for a child has its descriptors; the rest are control groups."""
+
+REQUEST, FIRST_MOUNT = range(2)
+"""Where what tells a child its step has its descriptors; the rest are mounts."""
 
 MOST_DESCRIPTORS = 200
 """The kernel passes 253 at once."""
@@ -12,7 +15,7 @@ PROGRESS_DESCRIPTOR = 3
 """What a step writes its progress to."""
 
 HERE, GO, READY = b"here", b"go", b"ready"
-"""A child is in its control groups; the host knows it; it (or the parent) is set up."""
+"""A child is in its control groups; it may go on, to its namespaces and then to its step; it (or the parent) has."""
 
 IDLE, BEGUN = b"idle\n", b"begun\n"
 """What waits has imported all; it has read what to run. A container writes them to its progress, before the step's."""

@@ -14,20 +14,21 @@ from pathlib import Path
 
 from executor import bwrap_arguments as arguments
 from executor.bwrap_arguments import as_root, group_bounds
-from executor.cgroup import Cgroup
 from executor.detached_mounts import detach
 from executor.inside import PASSWD, ROOT, environment, shm_bytes, tmp_bytes
 from executor.pipes import Pipes
 from executor.probing import probe
 from executor.sandbox import NO_OBSERVERS, OUT, SANDBOX_UID, Command, Ending, Observers
 from executor.seccomp import program
-from executor.stops import cancelled
 from executor.supervise import follow
-from executor.warm_parent import WarmFailed, WarmParent
-from executor.warm_parents import WarmBounds, WarmKey, WarmParents
+from executor.warm_bounds import WarmBounds, WarmKey
+from executor.warm_failed import WarmFailed
+from executor.warm_parent import WarmParent
+from executor.warm_parents import WarmParents
 from executor.warm_protocol import PROGRESS_DESCRIPTOR
+from executor.warm_seat import WarmSeat
 from executor.workspace import remove_tree
-from schemas.errors import SandboxUnavailable
+from schemas.errors import Cancelled, SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class WarmSteps:
     def execute(self, command: Command, observers: Observers, *, began: float, cold: Isolation) -> Ending | None:
         """Run ``command`` in a child that holds what ``cold`` does, or return None: then start it cold."""
         try:
-            if command.hurried and not self.parents.is_ready(_key(command)):
+            if not _shows_all(command) or (command.hurried and not self.parents.is_ready(_key(command))):
                 return None
             isolation = self._holds(command, cold)
             ending = self._run(command, observers, began)
@@ -104,38 +105,28 @@ class WarmSteps:
             return self._found
 
     def _run(self, command: Command, observers: Observers, began: float) -> Ending:
-        key = _key(command)
-        cgroup = Cgroup.create(command.limits)
-        pipes, mounts, out = Pipes(), list[int](), command.workspace / OUT
+        out = command.workspace / OUT
         try:
-            with self.parents.borrowed(key, observers.should_stop) as parent:
-                shown = [(source, place, flag != "--bind") for flag, source, place in _shown(command)]
-                mounts = _detached(shown)
-                request = {
-                    "argv": command.argv[1:],
-                    "as_root": as_root(),
-                    "groups": len(cgroup.entrances),
-                    "limits": arguments.resource_limits(command.limits, cgroup),
-                    "mounts": [(str(place.relative_to(ROOT)), source.is_dir()) for source, place, _ in shown],
-                    "shm_bytes": shm_bytes(command.limits),
-                    "tmp_bytes": tmp_bytes(command.limits),
-                    "variables": environment(command, PROGRESS_DESCRIPTOR),
-                }
-                started = parent.begin(request, pipes, cgroup.entrances, mounts, observers.should_stop)
-                if started is None:
-                    return Ending(-1, cancelled(), "", time.monotonic() - began, None, None)
+            with self.parents.seated(_key(command), observers.should_stop, timed=command.timed) as (
+                seat,
+                inherited_bytes,
+            ):
+                _begin(seat, command, inherited_bytes)
                 ending = follow(
-                    started, pipes, began=began, cgroup=cgroup, out=out, limits=command.limits, observers=observers
+                    seat,
+                    seat.pipes,
+                    began=began,
+                    cgroup=seat.cgroup,
+                    out=out,
+                    limits=command.limits,
+                    observers=observers,
                 )
-                if started.vanished and ending.error is None:
+                if seat.vanished and ending.error is None:
                     _empty(out)
                     raise WarmFailed("its warm parent died under it")
                 return ending
-        finally:
-            for descriptor in mounts:
-                os.close(descriptor)
-            pipes.close()
-            cgroup.remove()
+        except Cancelled as error:
+            return Ending(-1, error, "", time.monotonic() - began, None, None)
 
     def _start(self, key: WarmKey) -> WarmParent:
         def argv(control: int, system_calls: int, pipes: Pipes) -> list[str]:
@@ -167,6 +158,12 @@ def _key(command: Command) -> WarmKey:
     return WarmKey(command.warm, command.interpreter, tuple(sorted(command.environment.items())))
 
 
+def _shows_all(command: Command) -> bool:
+    """Whether what a parent shows its children, its own toolchain, has the interpreters that the step starts, too."""
+    own = arguments.installed((command.interpreter,))
+    return set(arguments.installed((command.interpreter, *command.beside))) <= set(own)
+
+
 class _Probed:
     """A sandbox whose every program is a child of a warm parent like that of ``like``."""
 
@@ -186,6 +183,26 @@ def _shown(command: Command) -> Iterator[arguments.Bind]:
     for flag, source, place in arguments.workspace(command):
         if flag != "--ro-bind-try" or source.exists():
             yield flag, source, place
+
+
+def _begin(seat: WarmSeat, command: Command, inherited_bytes: int) -> None:
+    seat.cgroup.bound(command.limits)
+    shown = [(source, place, flag != "--bind") for flag, source, place in _shown(command)]
+    mounts = _detached(shown)
+    try:
+        request = {
+            "argv": command.argv[1:],
+            "as_root": as_root(),
+            "limits": arguments.resource_limits(command.limits, seat.cgroup),
+            "mounts": [(str(place.relative_to(ROOT)), source.is_dir()) for source, place, _ in shown],
+            "shm_bytes": shm_bytes(command.limits),
+            "tmp_bytes": tmp_bytes(command.limits),
+            "variables": environment(command, PROGRESS_DESCRIPTOR),
+        }
+        seat.begin(request, mounts, inherited_bytes)
+    finally:
+        for descriptor in mounts:
+            os.close(descriptor)
 
 
 def _detached(shown: list[tuple[Path, Path, bool]]) -> list[int]:

@@ -24,7 +24,7 @@ from schemas.target import TargetProfile
 
 if TYPE_CHECKING:
     from executor.kubernetes_job import Placement
-    from executor.warm_parents import WarmBounds
+    from executor.warm_bounds import WarmBounds
 
 PREFIX = "MODELIUM_"
 NOT_SETTINGS = frozenset({"MODELIUM_TRITON_DIR"})
@@ -238,7 +238,7 @@ class Settings(BaseSettings):
 
     def warm(self) -> WarmBounds:
         """Return how much the imported toolchains of one process may take."""
-        from executor.warm_parents import WarmBounds
+        from executor.warm_bounds import WarmBounds
         from modelium.machine_lease import rest, spare_place
 
         return WarmBounds(self.warm_parents, self.warm_memory_bytes, self.warm_idle_s, spare_place, rest)

@@ -23,6 +23,9 @@ from schemas.target import Objective
 if TYPE_CHECKING:
     from validator.contender import Contender
 
+_TOOLCHAIN = "onnx"
+"""Of the process that has the others timed, each in its own."""
+
 
 def measure(work: Work) -> Next:
     """Return ``deploying`` with the winner, or ``failed`` when nothing may be published."""
@@ -38,6 +41,7 @@ def measure(work: Work) -> Next:
             assert account.model_sha256 is not None
             inputs[f"candidate.{account.id}"] = account.model_sha256
     run = _timed(work, inputs, passed, descriptor)
+    work.context.prepare(_TOOLCHAIN)  # for the next model's; nothing is timed any more
     if run.state is not StepRunState.SUCCEEDED:
         error = failure(run)
         return Next(JobState.FAILED, reason=error.message, error=error)
@@ -76,7 +80,7 @@ def _timed(work: Work, inputs: dict[str, str], passed: list[CandidateAccount], d
     return work.step(
         "measure",
         inputs,
-        toolchain="onnx",
+        toolchain=_TOOLCHAIN,
         beside={toolchain_of(descriptor), *(TOOLCHAIN_OF_FORMAT[account.format] for account in passed)},
         options={
             "formats": {account.id: account.format.value for account in passed if account.id != ORIGINAL},

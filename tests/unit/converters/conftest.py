@@ -13,7 +13,7 @@ import pytest
 
 from executor import find_sandbox
 from executor.sandbox import Sandbox
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from schemas.catalog import parse_options
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import SandboxUnavailable

@@ -10,7 +10,7 @@ import pytest
 
 from executor.docker_pool import ContainerPool, Kind
 from executor.sandbox import Command
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from schemas.step_run import Limits
 
 pytestmark = pytest.mark.timeout(30)

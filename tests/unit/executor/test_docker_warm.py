@@ -12,6 +12,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -24,8 +25,8 @@ from executor.execution import step_environment
 from executor.find import DockerOptions
 from executor.sandbox import Command, Ending, Observers
 from executor.toolchain import Toolchain
-from executor.warm_parent import WarmFailed
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
+from executor.warm_failed import WarmFailed
 from executor.workspace import sweep
 from modelium import doctor
 from modelium.context import Context
@@ -368,7 +369,7 @@ def test_an_owner_that_is_killed_leaves_nothing_that_runs_and_the_next_one_sweep
         from pathlib import Path
         from executor.docker_sandbox import DockerSandbox
         from executor.sandbox import Command
-        from executor.warm_parents import WarmBounds
+        from executor.warm_bounds import WarmBounds
         from schemas.step_run import Limits
         argv = (sys.executable, "-c", "pass")
         (folder := Path({str(tmp_path)!r}) / "step").mkdir(exist_ok=True)
@@ -424,7 +425,12 @@ def test_measuring_starts_cold_although_one_waits(warm, tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "execute", execute)
     for kind in ("measure", "onnx_optimize"):
         run(StepSpec(StepRequest(kind=kind), Toolchain("onnx")), workspaces=tmp_path / "w", sandbox=warm).close()
-    assert [asked.warm for asked in heard] == [None, "onnx"]
+    assert [asked.timed for asked in heard] == [True, False]
+    monkeypatch.undo()
+    like = command(tmp_path / "timed")
+    warm.await_warm(like)
+    ending = warm.execute(replace(like, timed=True), Observers())
+    assert ending.warm is None and warm.idle()
 
 
 def test_the_doctor_tries_a_warm_start(docker_engine, tmp_path):

@@ -402,9 +402,12 @@ def test_memory_shared_out_to_many_children_is_the_same_limit(box):
 
 
 @pytest.fixture
-def no_cgroup(monkeypatch):
+def no_cgroup(box, seats, monkeypatch):
     """As on a machine where this user may make no control group."""
-    monkeypatch.setattr("executor.bwrap_sandbox.Cgroup.create", lambda limits: Cgroup("", {}))
+    seats()
+    monkeypatch.setattr("executor.bwrap_sandbox.Cgroup.create", lambda limits=None: Cgroup("", {}))
+    box("pass")  # takes the child that waited in its group
+    seats()
 
 
 @of_bubblewrap
@@ -474,7 +477,7 @@ _IN_A_USER_NAMESPACE = """
     import executor.cgroup
     from executor import find_sandbox
     from executor.sandbox import Command
-    from executor.warm_parents import WarmBounds
+    from executor.warm_bounds import WarmBounds
     from schemas.step_run import Limits
 
     executor.cgroup._hierarchies = dict
@@ -826,7 +829,7 @@ def test_killing_the_owner_kills_the_sandbox_and_its_leftovers_are_swept(box, tm
             from executor import find_sandbox
             from executor.find import DockerOptions
             from executor.sandbox import Command, Observers
-            from executor.warm_parents import WarmBounds
+            from executor.warm_bounds import WarmBounds
             from executor.workspace import Workspace
             from schemas.step_run import Limits
             folder = Workspace(Path({str(tmp_path)!r}) / "workspaces")

@@ -23,7 +23,7 @@ import pytest
 from executor import find_sandbox
 from executor.execution import step_environment
 from executor.sandbox import NO_OBSERVERS, Command, Ending, Observers
-from executor.warm_parents import WarmBounds
+from executor.warm_bounds import WarmBounds
 from modelium import machine_lease
 from modelium.machine_lease import hold
 from schemas.step_run import Limits
@@ -101,7 +101,8 @@ def forkable(owner: int) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(owner).children(recursive=True)
-        if "executor.fork_server" in process.cmdline() and process.name() not in ("bwrap", "sh")
+        if "executor.fork_server" in process.cmdline()
+        and (process.name(), process.parent().name()) == ("python", "bwrap")
     ]
 
 
@@ -260,7 +261,7 @@ def test_an_owner_that_ends_in_a_rest_leaves_neither_a_process_nor_a_place_held(
         from pathlib import Path
         from executor import find_sandbox
         from executor.sandbox import Command
-        from executor.warm_parents import WarmBounds
+        from executor.warm_bounds import WarmBounds
         from modelium import machine_lease
         from schemas.step_run import Limits
         machine_lease.runtime_root = lambda: Path({str(tmp_path)!r})
@@ -279,7 +280,7 @@ def test_an_owner_that_ends_in_a_rest_leaves_neither_a_process_nor_a_place_held(
         assert process.stdout is not None and process.stdout.readline() == "idle\n"
         wait_until(is_at_rest)
         family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) == 8 and not all(map(is_stopped, forkable(process.pid)))
+        assert len(family) == 10 and not all(map(is_stopped, forkable(process.pid)))
         process.send_signal(number)
         process.wait()
         process.stdout.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,20 @@ def test_a_contender_that_cannot_be_loaded_or_run_is_a_failure_and_the_others_ar
     assert {m.contender for m in report.measurements} == {"original", "good"}
     assert "onnxruntime cannot load" in report.failures["broken"]
     assert "'z'" in report.failures["wrong"]
+
+
+def test_threads_of_what_is_timed_wait_as_the_runtimes_have_it(tell, write_onnx, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as every step has it
+    asked: list[bytes] = []
+    ask = measure.WorkerProcess.ask
+
+    def look(worker, order):
+        asked.append(Path(f"/proc/{worker._process.pid}/environ").read_bytes())
+        return ask(worker, order)
+
+    monkeypatch.setattr(measure.WorkerProcess, "ask", look)
+    begun(tell, square(write_onnx, 1)).measure({}, **FAST)
+    assert asked and not any(b"OMP_WAIT_POLICY" in environ for environ in asked)
 
 
 @pytest.mark.parametrize("when", ["load", "bind", "turn"])
