@@ -14,8 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from modelium import settings, supervisor
-from modelium.context import Context
+from modelium.home import Home
 
 MODELIUM = Path(sys.executable).parent / "modelium"
 
@@ -42,7 +41,7 @@ def running(home: Path, *first: Path) -> Iterator[None]:
         up = subprocess.Popen([MODELIUM, "--home", home, "up"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             # Before that, commands would run the stages themselves.
-            while not supervisor.is_up(Context(settings.load(home=home))):
+            while not Home(home).is_up():
                 assert up.poll() is None, "`modelium up` has ended"
                 time.sleep(0.1)
             for model in first:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelium.db import Database
 from modelium.home import Home, runtime_root
 from modelium.settings import Settings
 from schemas.errors import ModeliumError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from executor.toolchain import Toolchain
     from ingestion.shared_artifacts import SharedArtifacts
     from ingestion.store import Store
+    from modelium.db import Database
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Context:
     @cached_property
     def database(self) -> Database:
         """The database, migrated."""
+        from modelium.db import Database
+
         database = Database(self.settings.database_url or f"sqlite:///{self.home.database}")
         database.migrate()
         return database

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from modelium import broker, supervisor
+from modelium import broker
 from modelium.context import Context
 from schemas.catalog import GPU_FORMATS, SERVED_FORMATS
 from schemas.errors import ModeliumError, ToolchainMissing
@@ -128,7 +128,7 @@ def _broker(context: Context) -> Check:
                 "broker", "fail", str(error), "Start Redis, or unset MODELIUM_BROKER_URL to use the embedded one."
             )
         return Check("broker", "ok", context.settings.broker_url.rsplit("@", 1)[-1])
-    running = "running" if supervisor.is_up(context) else "starts with `modelium up`"
+    running = "running" if context.home.is_up() else "starts with `modelium up`"
     return Check("broker", "ok", f"embedded, {broker.server_binary()}, {running}")
 
 

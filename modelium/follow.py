@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from modelium import db, jobs, outbox, supervisor, tasks
+from modelium import db, jobs, outbox, tasks
 from modelium.context import Context
 from schemas.job import ENDS, JobState
 
 FIRST_POLL_S, POLL_S = 0.02, 0.2
 _POLL_SHARE = 0.05
 """Of the time followed so far, what may pass until the next look: the end of what ends soon is seen at once."""
+_GLANCE_S = 0.02
+"""Between glances at whether any job of this home has ended meanwhile, each some microseconds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
 
     def watch() -> None:
         while True:
-            alive = driver.is_alive()
+            alive, ended = driver.is_alive(), _last_end(context)
             updates = look(context, job_ids)
             for update in updates:
                 if seen.get(update.job_id) != update:
@@ -72,7 +74,7 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
                     show(update)
             if all(update.state in ENDS for update in updates) or not alive:
                 return
-            driver.join(_pause_s(began))
+            _pause(context, driver, _pause_s(began), ended)
 
     try:
         watch()
@@ -86,6 +88,20 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
         driver.join(timeout=context.settings.lease_s)
 
 
+def _pause(context: Context, driver: threading.Thread, most_s: float, ended: int) -> None:
+    """Wait until the next look, or until a job ends before it on this machine; the last one did at ``ended``."""
+    until = time.monotonic() + most_s
+    while driver.is_alive() and _last_end(context) == ended and (left_s := until - time.monotonic()) > 0:
+        driver.join(min(left_s, _GLANCE_S))
+
+
+def _last_end(context: Context) -> int:
+    try:
+        return context.home.ended.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def _pause_s(began: float) -> float:
     return min(POLL_S, max(FIRST_POLL_S, _POLL_SHARE * (time.monotonic() - began)))
 
@@ -97,7 +113,7 @@ def _drive(context: Context, job_ids: list[str], stop: threading.Event) -> None:
             state = jobs.find(context.database, job_id).state
             if state in ENDS:
                 break
-            if supervisor.is_up(context):
+            if context.home.is_up():
                 stop.wait(POLL_S)
                 continue
             outbox.discard(context.database, job_id)

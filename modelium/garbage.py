@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from sqlalchemy import select
 
 from modelium import db, machine_lease, step_runs
 from modelium.context import Context
+from modelium.store_lock import collecting
 from schemas.artifact import Artifact
 from schemas.deployment import Deployment, DeploymentState
 from schemas.job import ENDS, JobState
@@ -40,19 +38,8 @@ def collect(context: Context, *, older_than_days: float, dry_run: bool = False) 
     With a bucket, what other machines may be about to record is kept by its age (:mod:`ingestion.shared_artifacts`),
     and what ended jobs had been dropped as is kept there only.
     """
-    with machine_lease.hold(exclusive=True), machine_lease.locked(_lock(context)):
+    with machine_lease.hold(exclusive=True), collecting(context.home):
         return _collect(context, older_than_days, dry_run)
-
-
-@contextmanager
-def kept(context: Context) -> Iterator[None]:
-    """Keep the collector away while something is stored, or found stored, and not recorded as needed yet."""
-    with machine_lease.locked(_lock(context), exclusive=False):
-        yield
-
-
-def _lock(context: Context) -> Path:
-    return context.home.runtime / "store.lock"
 
 
 def _collect(context: Context, older_than_days: float, dry_run: bool) -> Collected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -94,6 +95,27 @@ class Home:
     def bell(self) -> Path:
         """The socket that wakes the outbox relay of ``modelium up``."""
         return self.runtime / "bell.sock"
+
+    @property
+    def ended(self) -> Path:
+        """A file that is touched when a job has ended, for whoever follows one on this machine."""
+        return self.runtime / "ended"
+
+    @property
+    def store_lock(self) -> Path:
+        """What keeps the collector from what is not recorded yet."""
+        return self.runtime / "store.lock"
+
+    def is_up(self) -> bool:
+        """Whether a ``modelium up`` runs on this home."""
+        try:
+            with self.up_lock.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
 
     def prepare(self) -> Home:
         """Make every folder that is missing and return the home."""

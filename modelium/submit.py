@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelium import arrivals, garbage, jobs
 from modelium.bell import ring
 from modelium.context import Context
-from modelium.expected import expected_toolchain
+from modelium.store_lock import kept
 from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
 from schemas.target import TargetProfile
 
 if TYPE_CHECKING:
     from ingestion.arrival import Arrival
+    from modelium.arrivals import Arrived
 
 log = logging.getLogger(__name__)
 
 
-def submit(context: Context, arrival: Arrival, *, source: str, target: TargetProfile | None = None) -> arrivals.Arrived:
+def submit(context: Context, arrival: Arrival, *, source: str, target: TargetProfile | None = None) -> Arrived:
     """Store and record one arrival. What ``target`` names itself wins over the sidecar's, and that over the settings'.
 
     A drop that can never be stored (a link, a strange name) makes a job too: it has ended, and its reason says why.
@@ -35,8 +37,12 @@ def submit(context: Context, arrival: Arrival, *, source: str, target: TargetPro
 
     home = context.home
     check_room(arrival.size_bytes, home.artifacts, home.workspaces, home.repository)
-    with garbage.kept(context):
+    with kept(context.home):
+        # What records it takes as long to import as a model of some hundred megabytes to copy, which needs no Python.
+        threading.Thread(target=importlib.import_module, args=("modelium.arrivals",), daemon=True).start()
         received = receive(arrival, context.store, source=source)
+        from modelium import arrivals, jobs
+
         wanted = context.settings.target
         for layer in (received.sidecar.target if received.sidecar else None, target):
             wanted = layer.over(wanted) if layer is not None else wanted
@@ -66,6 +72,9 @@ def _expect(context: Context, arrival: Arrival) -> None:
 
     One that is known already may need no step at all. In a new home the tables are made meanwhile, too.
     """
+    from modelium import jobs
+    from modelium.expected import expected_toolchain
+
     toolchain = expected_toolchain(arrival.uri, arrival.path)
     if toolchain is not None and (context.is_new or not jobs.is_known(context.database, arrival.uri)):
         context.prepare(toolchain)
@@ -74,14 +83,15 @@ def _expect(context: Context, arrival: Arrival) -> None:
 def submit_path(context: Context, path: Path, target: TargetProfile | None = None) -> list[str]:
     """Record every model at ``path`` and return its jobs' ids, with a fresh attempt at those that had ended badly."""
     from ingestion.drops import drops
-    from modelium.supervisor import is_up
 
     ids = []
     found = drops(path)
-    if found and not is_up(context):
+    if found and not context.home.is_up():
         _expect(context, found[0])
     for arrival in found:
         arrived = submit(context, arrival, source="cli", target=target)
+        from modelium import jobs
+
         state = jobs.find(context.database, arrived.job_id).state
         if not arrived.new and state in ENDS - {JobState.DEPLOYED, JobState.UNCHANGED}:
             with contextlib.suppress(Conflict):  # refused on arrival, and for the same reason again

@@ -32,18 +32,6 @@ REPUBLISH_AFTER_S = 60.0
 STOP_S = 20.0
 
 
-def is_up(context: Context) -> bool:
-    """Whether a ``modelium up`` runs on this home."""
-    try:
-        with context.home.up_lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-
-
 class Supervisor:
     """Everything ``modelium up`` starts. Use from the main thread: the kernel ties the children to it."""
 

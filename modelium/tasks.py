@@ -77,6 +77,7 @@ def run_stage(context: Context, job_id: str, stage: str) -> JobState | None:
         stop_heartbeat()
     log.info("%s -> %s%s", stage, decided.state.value, f": {decided.reason}" if decided.reason else "", extra=extra)
     if decided.state in ENDS:
+        context.home.ended.touch()
         write_report(context, job_id)
     return decided.state
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from modelium import db, garbage, jobs, machine_lease, step_cache, step_memory, step_runs
+from modelium import db, jobs, machine_lease, step_cache, step_memory, step_runs
 from modelium.context import Context
 from modelium.handover import Handover
 from modelium.live_step import LiveStep
+from modelium.store_lock import kept
 from schemas import catalog
 from schemas.descriptor import ModelDescriptor
 from schemas.errors import Cancelled, ErrorDocument, StoreUnavailable
@@ -178,7 +179,7 @@ class Work:
 
     def _reuse(self, key: str, run: StepRun, reusable: Callable[[StepRun], bool]) -> StepRun | None:
         """Record and return ``run`` with the outputs of an earlier one, if its outputs are all stored still."""
-        with garbage.kept(self.context):
+        with kept(self.context.home):
             found = step_cache.find(self.context.database, key)
             if found is None or not all(self.context.store.renew(sha256) for sha256 in found.outputs.values()):
                 return None
@@ -239,7 +240,7 @@ class Work:
                     on_log=live.add_log,
                     should_stop=should_stop,
                 ) as output:
-                    until_recorded.enter_context(garbage.kept(context))
+                    until_recorded.enter_context(kept(context.home))
                     ended = self._collect(output, lease)
             except StoreUnavailable as error:
                 ended = {"state": StepRunState.FAILED, "error": error.document()}

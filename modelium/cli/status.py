@@ -14,7 +14,7 @@ from modelium.cli.output import console, json_option, open_context, print_json
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> int:
     """Show whether `modelium up` runs, what it works on, and how jobs ended."""
-    from modelium import deployments, follow, supervisor
+    from modelium import deployments, follow
     from modelium.cli import display
     from schemas.deployment import DeploymentState
     from schemas.job import ENDS
@@ -24,7 +24,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
     counts = Counter(update.state.value for update in updates)
     running = [update for update in updates if update.state not in ENDS]
     active = [d for d in deployments.everything(context) if d.state is DeploymentState.ACTIVE]
-    up = supervisor.is_up(context)
+    up = context.home.is_up()
     if as_json:
         print_json(
             {

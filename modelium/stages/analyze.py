@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modelium import db, garbage, jobs
+from modelium import db, jobs
 from modelium.arrivals import end_state
 from modelium.context import Context
 from modelium.expected import expected_toolchain
 from modelium.stages.next_state import Next
+from modelium.store_lock import kept
 from modelium.work import Work, failure
 from schemas.catalog import toolchain_of
 from schemas.descriptor import AnalysisReport, Format, ModelDescriptor, ProbeReport, UnpackReport
@@ -53,7 +54,7 @@ def _adopt_sidecar(work: Work, model: str) -> ErrorDocument | None:
     from ingestion import receive_sidecar
 
     store = work.context.store
-    with garbage.kept(work.context):
+    with kept(work.context.home):
         sidecar, artifact, error = receive_sidecar(store.path(model), store)
         if error is not None or sidecar is None or artifact is None:
             return error

@@ -22,8 +22,9 @@ import sqlalchemy
 from modelium import jobs, step_runs
 from modelium.context import Context
 from modelium.db import Database
+from modelium.home import Home
 from modelium.settings import Settings
-from modelium.supervisor import STOP_S, is_up
+from modelium.supervisor import STOP_S
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.torch]
 DONE = ("deployed", "unchanged")
@@ -48,7 +49,7 @@ def running(home: Path, folder: Path | None = None) -> Iterator[subprocess.Popen
     command = [MODELIUM, "--home", home, "up", "--json"]
     up = subprocess.Popen(command, cwd=folder, env=os.environ | QUICK, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: up.poll() is not None or is_up(Context(Settings(home=home))), 90)
+        wait_for(lambda: up.poll() is not None or Home(home).is_up(), 90)
         assert up.poll() is None, "modelium up ended before it was up"
         yield up
     finally:
