@@ -21,6 +21,8 @@ from schemas.errors import LimitExceeded, ModelFailed, Unsupported
 MAX_JSON_BYTES = 32 << 20
 MAX_SHARDS = 2000
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_VARIANT = re.compile(r"(model|pytorch_model)\.[A-Za-z0-9_]+(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+"""As transformers names the files of save_pretrained(variant='fp16')."""
 _FOREIGN = {
     "tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax", "rust_model.ot": "Rust",
     "model.ckpt.index": "TensorFlow",
@@ -171,6 +173,12 @@ def _weights(draft: Draft, folder: Path) -> tuple[str, ...]:
         raise Unsupported(
             f"The weights of this folder are in {others[0][1]}'s format ({others[0][0]}) only.",
             hint="Load it in transformers 4 with `from_tf=True` or `from_flax=True`, save_pretrained, and drop that.",
+        )
+    if variants := [name for path in folder.iterdir() if _VARIANT.fullmatch(name := path.name)]:
+        raise ModelFailed(
+            f"The weights of this folder are a variant that nothing names: {listing(sorted(variants))}.",
+            hint="Load it with `from_pretrained(folder, variant='fp16')` or whatever it is called, and drop what "
+            "save_pretrained writes; one file without shards can be renamed to model.safetensors.",
         )
     raise ModelFailed(
         "This Hugging Face folder has a config.json and no weights (looked for model.safetensors, pytorch_model.bin "

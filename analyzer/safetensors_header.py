@@ -10,6 +10,7 @@ from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.exported_program import load_json
 from analyzer.formats import Seen
 from analyzer.questions import which_class
+from analyzer.timm_folder import sidecar_of_timm
 from schemas.errors import LimitExceeded, ModelFailed
 
 MAX_HEADER_BYTES = 64 << 20
@@ -109,4 +110,7 @@ def read_safetensors(draft: Draft, seen: Seen) -> None:
     telling = [f"{t.name} {list(t.shape)}" for t in tensors if len(t.shape) > 1]
     draft.note(f"Tensors: {listing(shapes, most=12)}.")
     if not draft.has_module:
-        draft.refuse(which_class("a safetensors file", len(tensors), listing(telling or shapes, most=3)))
+        draft.refuse(
+            sidecar_of_timm(draft.path)
+            or which_class("a safetensors file", len(tensors), listing(telling or shapes, most=3))
+        )

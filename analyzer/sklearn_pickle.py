@@ -5,6 +5,7 @@ from __future__ import annotations
 from analyzer.byte_source import open_bytes
 from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.formats import Seen
+from analyzer.held_estimator import only_estimator
 from analyzer.pickle_machine import Reading, read_pickle
 from analyzer.pickle_values import Entries, Global, Instance, Value, as_array, elements, scalar, walk
 from analyzer.questions import whole_module
@@ -95,14 +96,20 @@ def _estimator(draft: Draft, reading: Reading) -> None:
     root = reading.root
     kind = _class(root)
     if kind is None:
-        held = _held(root)
-        draft.refuse(
-            ModelFailed(
-                f"This pickle holds {held}, not one estimator.",
-                hint="Save the estimator or pipeline itself: `joblib.dump(pipeline, 'model.joblib')`.",
+        held, only = _held(root), only_estimator(root)
+        if only is None:
+            draft.refuse(
+                ModelFailed(
+                    f"This pickle holds {held}, not one estimator.",
+                    hint="Save the estimator alone, and what is done before it with it, as one pipeline: "
+                    "`joblib.dump(make_pipeline(scaler, model), 'model.joblib')`.",
+                )
             )
-        )
-        return
+            return
+        place, root = only
+        kind = _class(root)
+        assert kind is not None
+        draft.note(f"This pickle holds {held}; the one estimator in it, {clean(place, 80)}, is the model.")
     steps = steps_of(root)
     names = [found.name for _, step in steps if (found := _class(step)) is not None]
     draft.know(

@@ -14,6 +14,7 @@ from analyzer.pickle_machine import Reading, read_pickle
 from analyzer.pickle_values import Instance, Value
 from analyzer.pickled_module import asked_for
 from analyzer.questions import which_class, whole_module
+from analyzer.timm_folder import sidecar_of_timm
 from analyzer.torch_tensors import (
     ITEM_BYTES,
     Tensor,
@@ -71,7 +72,7 @@ def describe_saved(draft: Draft, reading: Reading) -> None:
         draft.note(f"Tensors: {first_shapes(tensors, 12)}.")
         what = "a state_dict" if not key else f"a checkpoint whose {clean(key, 60)!r} is a state_dict"
         if not draft.has_module:
-            draft.refuse(which_class(what, len(tensors), first_shapes(tensors)))
+            draft.refuse(sidecar_of_timm(draft.path) or which_class(what, len(tensors), first_shapes(tensors)))
         return
     tensor = tensor_of(root)
     thing = f"one tensor of shape {tensor.text()}" if tensor else "no tensors"

@@ -27,6 +27,8 @@ from schemas.step_io import StepContext
 RAISED_BY_LOADING: tuple[type[Exception], ...] = (pickle.UnpicklingError, *RAISED_BY_MODELS)
 MATRIX_INPUT = "X"
 """Name of the one input of an estimator whose columns are all numbers."""
+_DEPTH = 4
+"""Of dicts and lists around an estimator that are looked into."""
 _MOST_GAPS = 512
 """Columns of which each is tried with a gap."""
 
@@ -159,18 +161,34 @@ def load_estimator(path: Path) -> Any:
 
     try:
         with quiet():
-            estimator = _from_skops(path) if is_zipfile(path) else joblib.load(path)
+            held = _from_skops(path) if is_zipfile(path) else joblib.load(path)
     except (*RAISED_BY_LOADING, *library_errors()) as error:
         raise ModelFailed(
             f"scikit-learn cannot load this file: {first_line(error).rstrip('.')}.",
             hint="It may have been saved by another version of scikit-learn; save it again with this one.",
         ) from error
-    if not hasattr(estimator, "get_params"):
+    estimators = list(_estimators(held, _DEPTH))
+    estimator = estimators[0] if len(estimators) == 1 else held
+    if not _is_estimator(estimator):
         raise ModelFailed(
-            f"The file holds a {type(estimator).__name__}, not a fitted scikit-learn estimator.",
+            f"The file holds a {type(held).__name__}, not a fitted scikit-learn estimator.",
             hint="Save the fitted estimator or pipeline itself with joblib.dump.",
         )
     return estimator
+
+
+def _estimators(held: Any, depth: int) -> Iterator[Any]:
+    """Yield the estimators in dicts, lists and tuples, but for label encoders: the analyzer let one alone pass."""
+    if _is_estimator(held):
+        if type(held).__name__ != "LabelEncoder":
+            yield held
+    elif depth and isinstance(held, dict | list | tuple):
+        for inner in held.values() if isinstance(held, dict) else held:
+            yield from _estimators(inner, depth - 1)
+
+
+def _is_estimator(value: Any) -> bool:
+    return hasattr(value, "get_params") and not isinstance(value, type)
 
 
 def _from_skops(path: Path) -> Any:

@@ -53,14 +53,38 @@ def test_names_of_features_are_told(tmp_path, accepted):
     assert descriptor.task == "tabular-regression"
 
 
-def test_a_dict_around_an_estimator_is_refused_with_what_to_dump(tmp_path, refused):
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dict_of_two_estimators_is_refused_with_what_to_dump(tmp_path, refused, nested):
+    from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
     path = tmp_path / "m.pkl"
-    path.write_bytes(pickle.dumps({"model": StandardScaler(), "note": "x"}))
+    scaler = {"first": [StandardScaler()]} if nested else StandardScaler()
+    path.write_bytes(pickle.dumps({"model": Ridge(), "scaler": scaler, "note": "x"}))
 
     refusal = refused(path, "model_failed")
-    assert "dict of 2 entries" in refusal.message and "joblib.dump" in refusal.hint
+    assert "dict of 3 entries" in refusal.message and "joblib.dump(make_pipeline(scaler, model)" in refusal.hint
+
+
+@pytest.mark.parametrize("around", ["dict", "list", "tuple", "nested", "encoder"])
+def test_the_one_estimator_of_a_dict_or_list_is_the_model(sklearn_files, tmp_path, accepted, around):
+    from sklearn.preprocessing import LabelEncoder
+
+    model = pickle.loads((sklearn_files / "protocol4.pkl").read_bytes())
+    held = {
+        "dict": {"model": model, "features": ["a", "b"], "threshold": 0.3},
+        "list": ["v1", model],
+        "tuple": (model, {"trained": "today"}),
+        "nested": {"run": {"models": [model]}},
+        "encoder": {"model": model, "names": LabelEncoder().fit(["no", "yes"])},
+    }[around]
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(held))
+
+    descriptor = accepted(tmp_path / "m.pkl")
+    assert descriptor.architecture == "Pipeline(StandardScaler, LogisticRegression)"
+    assert descriptor.inputs[0].shape == ("batch", 4)
+    place = {"dict": "['model']", "list": "[1]", "tuple": "[0]", "nested": "['run']['models'][0]"}
+    assert any(place.get(around, "['model']") in note and "is the model" in note for note in descriptor.notes)
 
 
 def test_a_pickle_that_runs_a_command_is_quarantined_and_runs_nothing(tmp_path, refused):

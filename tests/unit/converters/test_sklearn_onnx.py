@@ -14,13 +14,13 @@ from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, Random
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+from sklearn.preprocessing import LabelEncoder, MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from converters import sklearn_onnx
-from converters.sklearn_runner import SklearnRunner
+from converters.sklearn_runner import SklearnRunner, load_estimator
 from schemas.descriptor import Format
-from schemas.errors import ConversionFailed
+from schemas.errors import ConversionFailed, ModelFailed
 
 pytestmark = pytest.mark.sklearn
 
@@ -85,6 +85,29 @@ def test_a_classifier_gives_labels_and_probabilities(tmp_path, make_context, mak
     assert report.inputs[0].shape == ("batch", 4)
     assert report.outputs[0].shape == ("batch",)
     assert report.outputs[1].shape == ("batch", 3)
+
+
+@pytest.mark.parametrize("around", ["dict", "tuple", "encoder"])
+def test_the_one_estimator_in_a_dict_or_tuple_is_converted(tmp_path, make_context, make_spec, run_onnx, around):
+    estimator = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
+    runner = SklearnRunner(estimator)
+    held = {
+        "dict": {"features": ["a", "b"], "model": estimator, "kind": LogisticRegression},
+        "tuple": ("v1", {"models": [estimator]}),
+        "encoder": {"model": estimator, "names": LabelEncoder().fit(NAMES)},
+    }[around]
+    joblib.dump(held, tmp_path / "model.joblib")
+    outputs = [make_spec("label", ("batch",), "int64"), make_spec("probabilities", ("batch", 3))]
+    context = make_context(
+        "sklearn_onnx", tmp_path / "model.joblib", Format.SKLEARN, inputs=runner.inputs, outputs=outputs
+    )
+    check(context, runner, run_onnx, {"X": IRIS.data.astype(np.float32)})
+
+
+def test_two_estimators_in_a_dict_are_refused_as_the_dict(tmp_path):
+    joblib.dump({"model": LogisticRegression(), "scaler": [StandardScaler()]}, tmp_path / "model.joblib")
+    with pytest.raises(ModelFailed, match="holds a dict, not"):
+        load_estimator(tmp_path / "model.joblib")
 
 
 def test_a_finished_search_becomes_its_best_estimator(tmp_path, make_context, make_spec, run_onnx):
