@@ -29,6 +29,8 @@ def input_names(model: Any, folder: Path) -> tuple[str, ...]:
     names = [main] if main != "input_ids" else _text_names(model.config, folder)
     if main == "input_ids" and (takes_pairs(model.config) or _reads_images(model.config)):
         names.append("pixel_values")
+    if main == "input_ids" and _hears(model.config):
+        names.append("input_features")
     names.append("bbox")
     if getattr(model.config, "is_encoder_decoder", False) and not type(model).__name__.endswith(_ONE_ANSWER):
         names.append(DECODER_IDS)
@@ -38,6 +40,11 @@ def input_names(model: Any, folder: Path) -> tuple[str, ...]:
 def takes_pairs(config: Any) -> bool:
     """Whether a model compares texts with images, such as CLIP: it has a tower for each and needs both."""
     return getattr(config, "text_config", None) is not None and getattr(config, "vision_config", None) is not None
+
+
+def _hears(config: Any) -> bool:
+    """Whether a model compares texts with sounds, such as CLAP."""
+    return getattr(config, "text_config", None) is not None and getattr(config, "audio_config", None) is not None
 
 
 def _reads_images(config: Any) -> bool:
@@ -89,6 +96,8 @@ def _floats(name: str, config: Mapping[str, Any]) -> tuple[DType, tuple[Dim, ...
         case "input_values" if isinstance(config.get("max_length"), int) and "num_mel_bins" in config:
             # A spectrogram, as the Audio Spectrogram Transformer takes it, and not the sound itself.
             shape = (int(config["max_length"]), int(config["num_mel_bins"]))
+        case "input_values" if "codebook_size" in config:
+            shape = (int(config.get("audio_channels") or 1), LENGTH_AXIS)  # a codec keeps channels apart
         case "input_values":
             shape = (LENGTH_AXIS,)
         case "input_features":
@@ -105,10 +114,12 @@ def _floats(name: str, config: Mapping[str, Any]) -> tuple[DType, tuple[Dim, ...
 
 
 def _features(config: Mapping[str, Any]) -> tuple[Dim, ...]:
-    """Return the shape of a spectrogram: rows of mels for Whisper, columns for the others."""
+    """Return the shape of a spectrogram: rows of mels for Whisper, columns for the others; an image for CLAP."""
     across = config.get("input_feat_per_channel") or config.get("feature_projection_input_dim")
     if isinstance(across, int):
         return (FRAMES_AXIS, across)
+    if "spec_size" in (image := {**config, **(config.get("audio_config") or {})}):
+        return (1, FRAMES_AXIS, int(image.get("num_mel_bins") or 64))
     mels = int(config.get("num_mel_bins") or config.get("feature_size") or 80)
     # Whisper's encoder takes exactly thirty seconds: two frames for each of its positions.
     frames = config.get("max_source_positions")

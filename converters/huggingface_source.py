@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CACHES = (
     "past_key_values", "mems", "hidden_states", "attentions", "cross_attentions", "encoder_hidden_states",
-    "encoder_attentions", "decoder_hidden_states", "decoder_attentions",
+    "encoder_attentions", "decoder_hidden_states", "decoder_attentions", "loss",
 )  # fmt: skip
 """Outputs that belong to training and generation, not to one forward pass."""
 

@@ -107,6 +107,44 @@ def test_a_task_is_converted_and_proven_at_any_batch(folder_of, prove, name, inp
     assert report.batching.holds, report.batching.reason
 
 
+_SOUND = {
+    "spec_size": 64, "hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
+    "window_size": 4, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4], "projection_dim": 16,
+}  # fmt: skip
+_CODEC = {"codebook_size": 16, "hidden_size": 16, "sampling_rate": 200, "upsampling_ratios": [2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "kind", "inputs"),
+    [
+        ("ClapAudioModelWithProjection", _SOUND, "audio", {"input_features": 4}),
+        ("ClapModel", {"audio_config": _SOUND, "text_config": ZOO._ROBERTA, "projection_dim": 16}, "text",
+         {"input_ids": 2, "attention_mask": 2, "input_features": 4}),
+        ("EncodecModel", {**_CODEC, "num_filters": 4, "codebook_dim": 16, "num_lstm_layers": 1,
+                          "target_bandwidths": [1.5]}, "audio", {"input_values": 3}),
+    ],
+)  # fmt: skip
+def test_sounds_are_taken_as_an_image_of_frequencies_or_by_channels(
+    tmp_path, prove, architecture, config, kind, inputs
+):
+    beside = {"feature_size": 16} if kind == "text" else {}
+    folder = ZOO.write(ZOO.TinyModel("sound", architecture, config, kind, beside), tmp_path / "sound")
+    descriptor, _ = prove(folder)
+    assert {spec.name: len(spec.shape) for spec in descriptor.inputs} == inputs
+
+
+def test_what_belongs_to_training_is_no_output(tmp_path, make_context):
+    config = {**_CODEC, "encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "decoder_hidden_size": 16,
+              "codebook_dim": 4, "n_codebooks": 2}  # fmt: skip
+    folder = ZOO.write(ZOO.TinyModel("dac", "DacModel", config, "audio"), tmp_path / "dac")
+    known = describe(folder).descriptor.model_dump(
+        exclude={"artifact_sha256", "format", "size_bytes", "inputs", "outputs"}
+    )
+    found = probe.probe(make_context("probe", folder, Format.HUGGINGFACE, descriptor=known)).report.descriptor
+    assert {spec.name for spec in found.outputs} >= {"audio_values"}
+    assert "loss" not in {spec.name for spec in found.outputs}
+
+
 @pytest.mark.parametrize("name", ["t5"])
 def test_an_encoder_and_its_decoder_become_one_graph_with_lengths_of_their_own(folder_of, prove, name):
     descriptor, report = prove(folder_of(name))
