@@ -69,6 +69,12 @@ class Adapter:
             ) from None
         try:
             adapted = PeftModel.from_pretrained(model, str(self.folder), local_files_only=True)
+            if not hasattr(adapted.base_model, "merge_and_unload"):
+                raise Unsupported(
+                    f"This adapter ({self.config.get('peft_type')}) puts virtual tokens before the text and changes no "
+                    "weights, so it can't be merged into its base.",
+                    hint="Drop an adapter that changes weights (LoRA, IA3, OFT and their kin), or a whole model.",
+                )
             merged: torch.nn.Module = adapted.merge_and_unload(safe_merge=True)
         except (AttributeError, *RAISED_BY_MODELS) as error:  # type: ignore[misc]
             raise ModelFailed(

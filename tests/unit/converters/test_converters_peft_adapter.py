@@ -104,3 +104,19 @@ def test_the_merged_weights_are_the_base_and_the_scaled_product(folder, make_con
     name = "bert.encoder.layer.0.attention.self.query.weight"
     wanted = base.get_parameter(name) + SCALE * up @ down
     torch.testing.assert_close(source.inner.get_parameter(name), wanted)
+
+
+@pytest.mark.skipif(MISSING, reason="peft is not installed")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_an_adapter_of_virtual_tokens_is_refused_with_the_reason(folder, make_context):
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import BertForSequenceClassification
+
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").unlink()
+    base = BertForSequenceClassification.from_pretrained(folder / "base")
+    get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)).save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "org/base"}))
+    with pytest.raises(Unsupported, match=r"\(PROMPT_TUNING\) puts virtual tokens before the text"):
+        torch_source.load(make_context("probe", folder, Format.HUGGINGFACE))

@@ -48,7 +48,8 @@ def parents_of(owner: int) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(owner).children(recursive=True)
-        if "executor.fork_server" in process.cmdline()
+        if process.status() != psutil.STATUS_ZOMBIE  # an engine's shim may have become a child of this process
+        and "executor.fork_server" in process.cmdline()
         and (process.name(), process.parent().name()) == ("python", "bwrap")
     ]
 
