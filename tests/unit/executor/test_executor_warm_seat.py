@@ -105,7 +105,7 @@ def test_steps_at_once_have_a_child_each(steps):
     assert other[0].warm is not None
 
 
-def test_a_child_that_died_while_it_waited_is_no_ones(steps):
+def test_a_child_that_died_while_it_waited_is_not_taken(steps):
     seat = steps.waiting()
     os.kill(seat.pid, 9)
     wait_until(lambda: not seat.waits)
