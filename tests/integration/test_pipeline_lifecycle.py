@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def test_convert_beside_a_running_up_submits_and_follows(tmp_path: Path) -> None
         account = shown(home, "convert", write_onnx(tmp_path / "net.onnx", 0))
     assert account["state"] in DONE
     assert "net" in {d["name"] for d in shown(home, "deployments")["deployments"]}
+    # Told to whoever follows, by the process that ended it.
+    assert Home(home).ended.stat().st_mtime > datetime.fromisoformat(account["steps"][-1]["ended_at"]).timestamp()
 
 
 def test_the_life_of_a_deployment(tmp_path: Path) -> None:
