@@ -41,7 +41,8 @@ class WarmParent:
         self._keeps = True
         self._hearing = threading.Lock()
         self._lock = threading.Lock()
-        """Holds while the descriptor is used: its number may be another process's as soon as it is closed."""
+        """Holds while the descriptor is used, whose number may be another process's as soon as it is closed, and while
+        the child that waits changes hands."""
         with theirs:
             self._pipes.inherited.append(theirs.fileno())
             command = argv(theirs.fileno(), self._pipes.data(system_calls), self._pipes)

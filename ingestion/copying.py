@@ -18,6 +18,9 @@ from schemas.errors import LimitExceeded, StillChanging
 CHUNK_BYTES = 16 << 20
 """What is in memory at a time."""
 
+_SYNCED_UNSEEN_BYTES = 256 << 20
+"""Up to this size a file is written to the disk while it is hashed, for nothing where it is stored already."""
+
 
 @dataclass(frozen=True)
 class Copying:
@@ -101,7 +104,7 @@ class Copying:
 
     def _named(self, fd: int, size_bytes: int) -> str:
         """Return the sha256 of an open file, which has reached the disk by then unless it is stored already."""
-        if size_bytes <= CHUNK_BYTES:
+        if not CHUNK_BYTES < size_bytes <= _SYNCED_UNSEEN_BYTES:
             name = _sha256(fd, size_bytes)
             if not self.is_stored(name):
                 os.fsync(fd)

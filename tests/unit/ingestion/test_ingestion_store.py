@@ -123,6 +123,20 @@ def test_files_of_any_size_are_stored_whole_wherever_they_come_from(
     assert store.path(artifact.sha256).read_bytes() == content
 
 
+def test_what_is_stored_and_very_large_is_not_written_to_the_disk_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(257 << 20)
+    store.put(tmp_path / "big")
+    assert 257 << 20 in synced
+    synced.clear()
+    store.put(tmp_path / "big")
+    assert 257 << 20 not in synced
+
+
 def test_a_copy_that_breaks_off_is_continued_by_hand(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
