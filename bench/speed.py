@@ -28,7 +28,8 @@ import speed_models  # noqa: E402
 from speed_page import BATCHES, Contender, kind_of, page, table_of  # noqa: E402
 
 from schemas.descriptor import Format, ModelDescriptor  # noqa: E402
-from schemas.target import Precision, TargetProfile  # noqa: E402
+from schemas.precision import Precision  # noqa: E402
+from schemas.target import TargetProfile  # noqa: E402
 
 PAGE, KEPT = CHECKOUT / "docs/speed.md", CHECKOUT / "docs/speed.json"
 MODELIUM = Path(sys.executable).parent / "modelium"

@@ -14,7 +14,8 @@ from converters.domain import Domain
 from converters.sampling import ROWS_AXIS, random_feeds
 from schemas.descriptor import BATCH_AXIS, Dim, KnownBy, TensorSpec
 from schemas.errors import ModelFailed
-from schemas.target import DEFAULT_TOLERANCES, Precision
+from schemas.precision import Precision
+from schemas.target import DEFAULT_TOLERANCES
 
 _BATCHES = (1, 2, 3)
 """Two of them are tried beside the size that was guessed; larger ones are the reference's."""

@@ -8,9 +8,9 @@ from converters.onnx_file import MODEL_FILE, OUTPUT_FOLDER
 from converters.quantization_search import Judge
 from converters.silence import quiet
 from schemas.errors import ConversionFailed, ModelFailed
+from schemas.precision import Precision
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import HuggingfaceExportOptions
-from schemas.target import Precision
 
 _PLAINER = {"fused": ("fused", "sdpa", "eager"), "sdpa": ("sdpa", "eager"), "eager": ("eager",)}
 """What is asked for first, then what is tried when it fails."""

@@ -20,9 +20,9 @@ from converters.tensorrt_build import (
 from schemas.engine import EngineFile, EngineSheet
 from schemas.errors import ToolchainMissing, Unsupported
 from schemas.evidence import ConversionReport
+from schemas.precision import Precision
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import TensorrtOptions
-from schemas.target import Precision
 
 MODEL_FILE = "model.plan"
 TIMING_CACHE_FILE = "timing.cache"

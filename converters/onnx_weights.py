@@ -10,9 +10,9 @@ from converters.silence import quiet
 from converters.trace_inputs import reference_cases
 from schemas.catalog import entry
 from schemas.errors import ConversionFailed
+from schemas.precision import Precision
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import OnnxWeightsOptions
-from schemas.target import Precision
 
 if TYPE_CHECKING:
     import onnx

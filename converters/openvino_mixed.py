@@ -18,9 +18,10 @@ from converters.reference import rows_at_once
 from converters.reference_cases import REAL, Reference
 from converters.runners import descriptor_of
 from schemas.errors import ModelFailed
+from schemas.precision import Precision
 from schemas.step_io import StepContext
 from schemas.step_options import OpenvinoInt8Options
-from schemas.target import Precision, TargetProfile
+from schemas.target import TargetProfile
 
 if TYPE_CHECKING:
     import openvino

@@ -20,9 +20,10 @@ from converters.ties import settled
 from schemas.descriptor import BATCH_AXIS, Dim, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.evidence import BatchProof, OutputParity, ParityReport, ReferenceCase
+from schemas.precision import Precision
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import ParityOptions
-from schemas.target import Precision, TargetProfile, Tolerance
+from schemas.target import TargetProfile, Tolerance
 
 _LOSSY = frozenset(Precision) - {Precision.FP32}
 _PROVEN_CASES = 8

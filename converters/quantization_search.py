@@ -22,9 +22,10 @@ from converters.reference_cases import REAL, Reference
 from converters.runners import descriptor_of
 from schemas.errors import ConversionFailed, ModelFailed
 from schemas.evidence import ReferenceCase
+from schemas.precision import Precision
 from schemas.step_io import StepContext
 from schemas.step_options import QuantizationSearchOptions
-from schemas.target import Precision, TargetProfile
+from schemas.target import TargetProfile
 
 _REHEARSED_ROWS = 8
 """What nodes are ranked on: the rows that the quantised model got worst. Whether a model passes is judged on all."""

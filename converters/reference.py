@@ -37,9 +37,10 @@ from converters.whole_sample import holds, is_whole
 from schemas.descriptor import BATCH_AXIS, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import ModelFailed
 from schemas.evidence import BatchProof, ReferenceCase, ReferenceReport, SampleSource
+from schemas.precision import Precision
 from schemas.step_io import StepContext, StepOutcome
 from schemas.step_options import ReferenceOptions
-from schemas.target import DEFAULT_TOLERANCES, Precision
+from schemas.target import DEFAULT_TOLERANCES
 
 OUTPUT = "reference"
 _SAMPLES_BYTES = 1 << 30

@@ -19,8 +19,8 @@ from converters.tensorflow_source import TensorflowModel
 from converters.tensorflow_tables import table_keys
 from schemas.descriptor import Format, TensorSpec
 from schemas.errors import ModelFailed
+from schemas.precision import Precision
 from schemas.step_io import StepContext
-from schemas.target import Precision
 
 if TYPE_CHECKING:
     from converters.runners import Runner

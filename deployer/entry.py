@@ -9,7 +9,8 @@ from schemas.deployment import EntrySpec
 from schemas.descriptor import BATCH_AXIS, Format, ModelDescriptor, TensorSpec
 from schemas.errors import Unsupported
 from schemas.evidence import ParityReport
-from schemas.target import Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 
 _LABELLED = ("float64", "float32", "float16", "bfloat16")
 

@@ -84,10 +84,15 @@ def drops(path: Path) -> list[Arrival]:
         raise NotFound(f"There is nothing at {shown(path)}.", hint="Name a model file or a folder.")
     if is_sidecar(path.name) or path.name == FOLDER_NAME:
         raise UsageError(f"{shown(path)} is a sidecar, not a model.", hint="Name the model beside it.")
-    if path.is_dir() and not path.is_symlink() and not is_model_folder(path):
+    if is_group(path):
         return [look.arrival(path) for look in map(look_at, find_drops(path)) if look is not None]
     look = look_at(path)
     return [look.arrival(path.parent)] if look is not None else []
+
+
+def is_group(path: Path) -> bool:
+    """Whether ``path`` is a folder that groups drops and is no model itself."""
+    return path.is_dir() and not path.is_symlink() and not is_model_folder(path)
 
 
 def find_drops(group: Path) -> Iterator[Path]:

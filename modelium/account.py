@@ -16,8 +16,8 @@ from schemas.descriptor import Format, ModelDescriptor
 from schemas.evidence import MeasureReport, ReferenceReport, Verdict
 from schemas.job import ENDS, Job
 from schemas.plan import ORIGINAL, ConversionPlan, PlanFinding
+from schemas.precision import Precision
 from schemas.sidecar import Sidecar
-from schemas.target import Precision
 
 
 def build(context: Context, job_id: str) -> JobAccount:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from sqlalchemy import select
 
 from modelium import db, jobs, outbox, tasks
 from modelium.context import Context
+from schemas.errors import Conflict
 from schemas.job import ENDS, JobState
 
 FIRST_POLL_S, POLL_S = 0.02, 0.2
@@ -62,37 +64,58 @@ def to_the_end(context: Context, job_ids: Sequence[str], show: Callable[[Update]
     driver = threading.Thread(target=_drive, args=(context, list(job_ids), stop), name="driver", daemon=True)
     driver.start()
     seen: dict[str, Update] = {}
-    began = time.monotonic()
 
-    def watch() -> None:
-        while True:
-            alive, ended = driver.is_alive(), _last_end(context)
-            updates = look(context, job_ids)
-            for update in updates:
-                if seen.get(update.job_id) != update:
-                    seen[update.job_id] = update
-                    show(update)
-            if all(update.state in ENDS for update in updates) or not alive:
-                return
-            _pause(context, driver, _pause_s(began), ended)
+    def follow() -> None:
+        watch(context, job_ids, show, lambda: not driver.is_alive(), seen)
 
     try:
-        watch()
+        follow()
     except KeyboardInterrupt:
-        for update in look(context, job_ids):
-            if update.state not in ENDS:
-                jobs.cancel(context.database, update.job_id)
-        watch()
+        cancel(context, job_ids)
+        follow()
     finally:
         stop.set()
         driver.join(timeout=context.settings.lease_s)
 
 
-def _pause(context: Context, driver: threading.Thread, most_s: float, ended: int) -> None:
+def watch(
+    context: Context,
+    job_ids: Sequence[str],
+    show: Callable[[Update], None],
+    is_over: Callable[[], bool],
+    seen: dict[str, Update] | None = None,
+) -> None:
+    """Show every change of jobs that is not among ``seen`` until each has ended, or until there is nothing to wait for.
+
+    ``is_over`` is asked for the latter, some fifty times a second.
+    """
+    seen = {} if seen is None else seen
+    began = time.monotonic()
+    while True:
+        over, ended = is_over(), _last_end(context)
+        updates = look(context, job_ids)
+        for update in updates:
+            if seen.get(update.job_id) != update:
+                seen[update.job_id] = update
+                show(update)
+        if over or all(update.state in ENDS for update in updates):
+            return
+        _pause(context, is_over, _pause_s(began), ended)
+
+
+def cancel(context: Context, job_ids: Sequence[str]) -> None:
+    """Cancel those jobs that have not ended."""
+    for update in look(context, job_ids):
+        if update.state not in ENDS:
+            with contextlib.suppress(Conflict):  # it has ended meanwhile
+                jobs.cancel(context.database, update.job_id)
+
+
+def _pause(context: Context, is_over: Callable[[], bool], most_s: float, ended: int) -> None:
     """Wait until the next look, or until a job ends before it on this machine; the last one did at ``ended``."""
     until = time.monotonic() + most_s
-    while driver.is_alive() and _last_end(context) == ended and (left_s := until - time.monotonic()) > 0:
-        driver.join(min(left_s, _GLANCE_S))
+    while not is_over() and _last_end(context) == ended and (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(left_s, _GLANCE_S))
 
 
 def _last_end(context: Context) -> int:

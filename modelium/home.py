@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from schemas.errors import UsageError
-
 
 @dataclass(frozen=True)
 class Home:
@@ -97,6 +95,11 @@ class Home:
         return self.runtime / "bell.sock"
 
     @property
+    def reception(self) -> Path:
+        """The socket where ``modelium up`` takes drops that are handed in."""
+        return self.runtime / "reception.sock"
+
+    @property
     def ended(self) -> Path:
         """A file that is touched when a job has ended, for whoever follows one on this machine."""
         return self.runtime / "ended"
@@ -126,6 +129,8 @@ class Home:
             ):  # fmt: skip
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            from schemas.errors import UsageError
+
             raise UsageError(
                 f"The home {self.root} cannot be used: {error.strerror} ({error.filename}).",
                 hint="Give another folder with --home or MODELIUM_HOME.",
@@ -143,5 +148,7 @@ def runtime_root() -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     info = root.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        from schemas.errors import UsageError
+
         raise UsageError(f"{root} is not a private folder of this user.", hint="Remove it or set TMPDIR.")
     return root

@@ -18,6 +18,8 @@ import psutil
 from modelium import broker, jobs, outbox, tasks
 from modelium.bell import Bell, ring
 from modelium.context import Context
+from modelium.hand_in import settings_stamp
+from modelium.reception import Reception
 from modelium.settings import adopt
 from modelium.submit import submit
 from schemas.errors import Conflict
@@ -38,6 +40,7 @@ class Supervisor:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.ready = threading.Event()
+        self._stamp = settings_stamp(os.environ)
         self._stop = threading.Event()
         self._lock: IO[str] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
@@ -86,17 +89,18 @@ class Supervisor:
         reaped = 0.0
         bell = Bell(context.home.bell)
         try:
-            while not self._stop.is_set() and tick():
-                try:
-                    outbox.relay(context.database, publish)
-                    if time.monotonic() - reaped > REAP_S:
-                        reaped = time.monotonic()
-                        jobs.reap(context.database, republish_after_s=REPUBLISH_AFTER_S)
-                        outbox.prune(context.database)
-                        self._mend()
-                except OSError as error:  # the broker is away; what is in the outbox is sent when it is back
-                    log.warning("the broker does not answer: %s", error)
-                bell.wait(RELAY_S)
+            with Reception(context, self._stamp):
+                while not self._stop.is_set() and tick():
+                    try:
+                        outbox.relay(context.database, publish)
+                        if time.monotonic() - reaped > REAP_S:
+                            reaped = time.monotonic()
+                            jobs.reap(context.database, republish_after_s=REPUBLISH_AFTER_S)
+                            outbox.prune(context.database)
+                            self._mend()
+                    except OSError as error:  # the broker is away; what is in the outbox is sent when it is back
+                        log.warning("the broker does not answer: %s", error)
+                    bell.wait(RELAY_S)
         finally:
             source.stop()
             bell.close()

@@ -6,7 +6,9 @@ from planner.words import bytes_in_words
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
 from schemas.plan import ORIGINAL, Candidate, ConversionPlan
-from schemas.target import Precision, Runtime, TargetProfile
+from schemas.precision import Precision
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 SERVERS = {Runtime.VLLM: "vLLM", Runtime.LLAMA_CPP: "llama.cpp"}
 _GENERATES = ("text-generation", "image-text-to-text")

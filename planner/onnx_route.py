@@ -16,8 +16,9 @@ from planner.weight_bits import weight_bits, why_so_many
 from planner.words import bytes_in_words, operators_in_words
 from schemas.catalog import SERVED_OPSET
 from schemas.descriptor import Format, ModelDescriptor
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL, Candidate, Step
-from schemas.target import Objective, Precision
+from schemas.precision import Precision
 
 MIN_OPSET = 17
 """Older graphs are raised to it: what the optimiser's fusions are written for."""

@@ -9,7 +9,7 @@ from planner.weight_bits import weight_bits, why_so_many
 from planner.words import bytes_in_words
 from schemas.descriptor import Format
 from schemas.plan import ORIGINAL, Candidate, Step
-from schemas.target import Precision
+from schemas.precision import Precision
 
 _TOOLCHAIN = "openvino"
 

@@ -13,8 +13,10 @@ from planner.torch_route import torch_route
 from planner.words import count_in_words, model_in_words
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL, ConversionPlan, Step
-from schemas.target import Objective, Runtime, TargetProfile
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 PLANNER = "rules"
 _GOAL = {

@@ -10,7 +10,8 @@ from planner.shape_of_work import Work, work_of
 from schemas.catalog import CATALOG
 from schemas.descriptor import ModelDescriptor
 from schemas.plan import Candidate, Step
-from schemas.target import Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 
 DEFAULT_TOOLCHAINS: frozenset[str] = frozenset({"onnx", "torch", "sklearn"})
 """What the ordinary set-up installs."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from schemas.catalog import SERVED_IR, SERVED_OPSET
 from schemas.descriptor import Format, ModelDescriptor
-from schemas.target import Precision
+from schemas.precision import Precision
 
 INT8_LEAST_BYTES = 256 << 10
 """Least weight bytes for which int8 is tried: below it the whole model fits a core's cache, and what is saved in

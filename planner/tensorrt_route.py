@@ -7,7 +7,8 @@ from planner.setting import Route, Setting, step
 from planner.shape_of_work import own_precision
 from schemas.descriptor import Format
 from schemas.plan import Candidate, Step
-from schemas.target import Precision, Runtime
+from schemas.precision import Precision
+from schemas.runtime import Runtime
 
 _KINDS = {
     Runtime.TENSORRT_RTX: ("onnx_tensorrt_rtx", "tensorrt_rtx", Format.TENSORRT_RTX),

@@ -7,7 +7,7 @@ from planner.shape_of_work import own_precision
 from schemas.catalog import CATALOG
 from schemas.descriptor import Format
 from schemas.plan import ORIGINAL, Candidate
-from schemas.target import Runtime
+from schemas.runtime import Runtime
 
 
 def torch_route(setting: Setting) -> Route:

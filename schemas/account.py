@@ -13,9 +13,9 @@ from schemas.document import Document
 from schemas.evidence import Machine, Measurement, ParityReport, ReferenceReport, Verdict
 from schemas.job import Job, JobState, Transition
 from schemas.plan import ConversionPlan, PlanFinding
+from schemas.precision import Precision
 from schemas.sidecar import Sidecar
 from schemas.step_run import StepRun
-from schemas.target import Precision
 
 CandidateState = Literal["pending", "converted", "passed", "failed", "skipped"]
 

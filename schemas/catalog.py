@@ -15,6 +15,8 @@ from schemas.descriptor import AnalysisReport, Format, ModelDescriptor, ProbeRep
 from schemas.document import Document
 from schemas.errors import InvalidDocument, Unsupported
 from schemas.evidence import ConversionReport, MeasureReport, ParityReport, ReferenceReport, TryReport
+from schemas.precision import Precision
+from schemas.runtime import Runtime
 from schemas.step_options import (
     AnalyzeOptions,
     AotInductorOptions,
@@ -44,7 +46,6 @@ from schemas.step_options import (
     TryOptions,
     UnpackOptions,
 )
-from schemas.target import Precision, Runtime
 
 Role = Literal["analysis", "conversion", "proof"]
 Gpu = Literal["never", "always", "format"]

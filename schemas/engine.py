@@ -10,7 +10,7 @@ from pydantic import Field
 from schemas.descriptor import TensorSpec
 from schemas.document import Document
 from schemas.evidence import BatchProof
-from schemas.target import Precision
+from schemas.precision import Precision
 
 Sizes = Annotated[tuple[int, ...], Field(max_length=16)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from schemas.descriptor import TensorSpec
 from schemas.document import Document
-from schemas.target import Precision, Tolerance
+from schemas.precision import Precision
+from schemas.target import Tolerance
 
 SampleSource = Literal["sidecar", "sentences", "random"]
 

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from schemas.descriptor import Format
 from schemas.document import Document
-from schemas.target import Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 
 ORIGINAL = "original"
 """The id of the contender that is the dropped model itself."""

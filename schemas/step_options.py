@@ -8,7 +8,7 @@ from pydantic import Field
 
 from schemas.descriptor import Format
 from schemas.document import Document
-from schemas.target import Precision
+from schemas.precision import Precision
 
 TRACED_OPSET = 17
 """Opset of the TorchScript-based exporter: the newest it writes completely."""

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from schemas.document import Document
-
-
-class Precision(StrEnum):
-    """Numeric precision of a candidate's weights and arithmetic."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP8 = "fp8"
-    INT8 = "int8"
-    INT4 = "int4"
-
-
-class Runtime(StrEnum):
-    """What serves the model. ``triton`` leaves the choice among Triton's backends to the measurement."""
-
-    TRITON = "triton"
-    TRITON_ONNXRUNTIME = "triton-onnxruntime"
-    TRITON_OPENVINO = "triton-openvino"
-    TRITON_PYTORCH = "triton-pytorch"
-    TRITON_TENSORRT = "triton-tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-    VLLM = "vllm"
-    LLAMA_CPP = "llama-cpp"
-
-
-class Objective(StrEnum):
-    """What the best candidate is best at."""
-
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-    SIZE = "size"
+from schemas.objective import Objective
+from schemas.precision import Precision
+from schemas.runtime import Runtime
 
 
 class Tolerance(Document):

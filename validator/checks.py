@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from schemas.catalog import CATALOG, SERVED_FORMATS, StepKind
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.plan import ORIGINAL, Candidate, ConversionPlan, FindingLevel, PlanFinding, Step
-from schemas.target import Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 from validator.machine import MachineBounds
 
 MAX_STEP_RUNS = 64

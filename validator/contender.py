@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.evidence import Measurement, ParityReport
-from schemas.target import Precision
+from schemas.precision import Precision
 
 
 @dataclass(frozen=True)

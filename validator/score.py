@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from schemas.evidence import Measurement
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL
-from schemas.target import Objective, TargetProfile
+from schemas.target import TargetProfile
 from validator.contender import Contender
 from validator.paired import Ratio, ratio_of
 from validator.sentences import time_in_words

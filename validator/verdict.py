@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from schemas.catalog import SERVED_FORMATS
 from schemas.descriptor import Format
 from schemas.evidence import ContenderVerdict, Verdict
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL
-from schemas.target import Objective, Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 from validator.contender import Contender
 from validator.paired import LEAST_ROUNDS, Ratio
 from validator.score import Score, scores_of

@@ -24,7 +24,8 @@ def judge(reference: Path, model: Path) -> str:
     from converters.onnx_runner import OnnxRunner
     from converters.reference_cases import Reference
     from schemas.errors import ModeliumError
-    from schemas.target import DEFAULT_TOLERANCES, Precision
+    from schemas.precision import Precision
+    from schemas.target import DEFAULT_TOLERANCES
 
     decoder = model.with_name("decoder_model.onnx")
     try:

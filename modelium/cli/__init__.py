@@ -68,12 +68,14 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; what it refuses is shown as a sentence with its own exit status."""
-        from modelium.cli.output import refuse
-        from schemas.errors import ModeliumError
-
         try:
             return super().invoke(ctx)
-        except ModeliumError as error:
+        except Exception as error:
+            from modelium.cli.output import refuse
+            from schemas.errors import ModeliumError
+
+            if not isinstance(error, ModeliumError):
+                raise
             return refuse(error)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,4 +1,7 @@
-"""What every command shares: the context, the JSON switch, and how an error is shown."""
+"""What every command shares: the context, the JSON switch, and how an error is shown.
+
+What takes long to import is imported where it is needed: a drop may be handed in without it.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import BaseModel
-
-from schemas.errors import ModeliumError, from_document
-from schemas.job import Job, JobState
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from modelium.context import Context
+    from schemas.errors import ModeliumError
 
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
-_STATE_EXIT = {
-    JobState.DEPLOYED: 0,
-    JobState.UNCHANGED: 0,
-    JobState.QUARANTINED: 4,
-    JobState.NEEDS_INPUT: 5,
-    JobState.CANCELLED: 130,
-}
-_WORST_LAST = (0, 130, 5, 3, 4, 1)
 
 
 def open_context(ctx: click.Context, *, quiet: bool = True) -> Context:
@@ -57,6 +48,8 @@ def print_json(document: object) -> None:
 
 
 def _plain(value: object) -> Any:
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, list | tuple):
@@ -64,18 +57,6 @@ def _plain(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def exit_status(job: Job) -> int:
-    """Return the exit status a job's end stands for; 1 when the fault is ours."""
-    if job.state in _STATE_EXIT:
-        return _STATE_EXIT[job.state]
-    return 1 if job.error is not None and from_document(job.error).exit_code == 1 else 3
-
-
-def worst(statuses: list[int]) -> int:
-    """Return the worst of several exit statuses."""
-    return max(statuses, key=_WORST_LAST.index, default=0)
 
 
 def refuse(error: ModeliumError) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from modelium.cli.output import console, exit_status, json_option, open_context, print_json
+from modelium.cli.output import console, json_option, open_context, print_json
 from modelium.cli.target_options import chosen_target, target_options
 
 
@@ -29,6 +29,7 @@ def command(
     from modelium import jobs, tasks
     from modelium.account import build
     from modelium.context import Context
+    from modelium.exit_status import exit_status
     from modelium.stages.analyze import as_it_is
     from modelium.stages.plan import make_plan
     from modelium.submit import submit_path

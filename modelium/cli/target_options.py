@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import ValidationError
 
-from schemas.errors import UsageError
-from schemas.target import Objective, Precision, Runtime, TargetProfile
+from schemas.objective import Objective
+from schemas.precision import Precision
+from schemas.runtime import Runtime
+
+if TYPE_CHECKING:
+    from schemas.target import TargetProfile
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,8 +35,15 @@ def chosen_target(
     for key, value in (("precisions", precisions), ("batch_sizes", batch_sizes)):
         named[key] = [part.strip() for part in value.split(",") if part.strip()] if value is not None else None
     named = {key: value for key, value in named.items() if value is not None}
+    if not named:
+        return None
+    from pydantic import ValidationError
+
+    from schemas.errors import UsageError
+    from schemas.target import TargetProfile
+
     try:
-        return TargetProfile.model_validate(named) if named else None
+        return TargetProfile.model_validate(named)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}"

@@ -15,9 +15,10 @@ from schemas.catalog import toolchain_of
 from schemas.descriptor import AnalysisReport, Format, ModelDescriptor, ProbeReport, UnpackReport
 from schemas.errors import ErrorDocument
 from schemas.job import JobState
+from schemas.runtime import Runtime
 from schemas.sidecar import Sidecar
 from schemas.step_run import StepRunState
-from schemas.target import Runtime, TargetProfile
+from schemas.target import TargetProfile
 
 
 def analyze(work: Work) -> Next:

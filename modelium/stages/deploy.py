@@ -10,7 +10,8 @@ from schemas.account import CandidateAccount
 from schemas.evidence import Verdict
 from schemas.job import JobState
 from schemas.plan import ConversionPlan
-from schemas.target import Runtime, TargetProfile
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 
 def deploy(work: Work) -> Next:

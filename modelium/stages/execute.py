@@ -24,8 +24,8 @@ from schemas.errors import ErrorDocument, SizesFrozen, Unsupported
 from schemas.evidence import ParityReport, ReferenceReport
 from schemas.job import JobState
 from schemas.plan import ORIGINAL, Candidate, ConversionPlan, Step
+from schemas.precision import Precision
 from schemas.step_run import StepRun, StepRunState
-from schemas.target import Precision
 
 log = logging.getLogger(__name__)
 _FINAL = frozenset({"model_failed", "needs_input", "quarantined"})

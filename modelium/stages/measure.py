@@ -16,9 +16,9 @@ from schemas.descriptor import ModelDescriptor
 from schemas.errors import ErrorDocument
 from schemas.evidence import MeasureReport, Verdict
 from schemas.job import JobState
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL
 from schemas.step_run import StepRun, StepRunState
-from schemas.target import Objective
 
 if TYPE_CHECKING:
     from validator.contender import Contender

@@ -18,7 +18,8 @@ from schemas.errors import ErrorDocument, NeedsInput
 from schemas.evidence import ContenderVerdict, Verdict
 from schemas.job import JobState
 from schemas.plan import ORIGINAL, ConversionPlan, FindingLevel, PlanFinding
-from schemas.target import Runtime, TargetProfile
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 
 def plan(work: Work) -> Next:

@@ -219,10 +219,16 @@ def test_a_job_is_cancelled_in_mid_stage(tmp_path: Path, network: Path) -> None:
     assert list((home / "workspaces").iterdir()) == []
 
 
-def test_convert_beside_a_running_up_submits_and_follows(tmp_path: Path) -> None:
+def test_convert_beside_a_running_up_hands_in_and_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     with running(home):
-        account = shown(home, "convert", write_onnx(tmp_path / "net.onnx", 0))
+        wait_for(Home(home).reception.exists, 90)
+        monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        done = modelium(home, "convert", write_onnx(tmp_path / "net.onnx", 0), "--json")
+        monkeypatch.delenv("PYTHONPROFILEIMPORTTIME")
+    account = json.loads(done.stdout)
+    assert "pydantic" in done.stderr
+    assert "sqlalchemy" not in done.stderr  # what stores and records is `modelium up`
     assert account["state"] in DONE
     assert "net" in {d["name"] for d in shown(home, "deployments")["deployments"]}
     # Told to whoever follows, by the process that ended it.

@@ -13,7 +13,8 @@ from converters.reference_cases import write_case, write_report
 from schemas.descriptor import Format
 from schemas.errors import ConversionFailed
 from schemas.evidence import BatchProof, ReferenceCase, ReferenceReport
-from schemas.target import Precision, TargetProfile, Tolerance
+from schemas.precision import Precision
+from schemas.target import TargetProfile, Tolerance
 
 
 def array(name: str, *shape: int, size: float = 1.0) -> onnx.TensorProto:

@@ -21,9 +21,10 @@ from executor.toolchain import Toolchain
 from schemas.descriptor import BATCH_AXIS, Format, KnownBy, ModelDescriptor, ProbeReport, TensorSpec
 from schemas.errors import ErrorDocument
 from schemas.evidence import ConversionReport, ParityReport
+from schemas.precision import Precision
 from schemas.sidecar import Sidecar
 from schemas.step_io import StepRequest
-from schemas.target import Precision, TargetProfile, Tolerance
+from schemas.target import TargetProfile, Tolerance
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
 

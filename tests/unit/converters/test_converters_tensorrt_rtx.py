@@ -22,8 +22,10 @@ from modelium.context import Context
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.engine import EngineSheet
 from schemas.errors import ToolchainMissing, Unsupported
+from schemas.precision import Precision
+from schemas.runtime import Runtime
 from schemas.step_io import StepRequest
-from schemas.target import Precision, Runtime, TargetProfile
+from schemas.target import TargetProfile
 
 pytestmark = pytest.mark.torch
 

@@ -27,7 +27,8 @@ from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.engine import EngineManifest, EngineSheet
 from schemas.errors import Conflict, ModeliumError, NotFound, Unsupported
 from schemas.evidence import BatchProof, ParityReport, ReferenceCase
-from schemas.target import Precision, TargetProfile, Tolerance
+from schemas.precision import Precision
+from schemas.target import TargetProfile, Tolerance
 
 MakeSpec = Callable[..., EntrySpec]
 NUMBERS = {"labels": (), "labels_output": None}

@@ -6,7 +6,8 @@ from deployer import entry_spec
 from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.errors import Unsupported
 from schemas.evidence import BatchProof, ParityReport, ReferenceCase
-from schemas.target import DEFAULT_TOLERANCES, Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import DEFAULT_TOLERANCES, TargetProfile
 
 TARGET = TargetProfile()
 

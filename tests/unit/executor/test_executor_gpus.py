@@ -29,9 +29,10 @@ from modelium.settings import Settings, load
 from schemas.catalog import CATALOG, needs_gpu, parse_options
 from schemas.descriptor import Format
 from schemas.errors import ToolchainMissing, UsageError
+from schemas.runtime import Runtime
 from schemas.step_io import StepRequest
 from schemas.step_run import Limits
-from schemas.target import Runtime, TargetProfile
+from schemas.target import TargetProfile
 
 LIMITS = Limits(memory_bytes=512 << 20, processes=32, timeout_s=30)
 PARITY = {"precision": "fp32"}

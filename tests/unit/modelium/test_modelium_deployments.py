@@ -18,7 +18,8 @@ from schemas.errors import Conflict
 from schemas.event import Event
 from schemas.evidence import BatchProof, ParityReport
 from schemas.job import Job
-from schemas.target import Precision, TargetProfile, Tolerance
+from schemas.precision import Precision
+from schemas.target import TargetProfile, Tolerance
 
 DESCRIPTOR = ModelDescriptor(artifact_sha256="0" * 64, format=Format.ONNX, size_bytes=1)
 FILES = {

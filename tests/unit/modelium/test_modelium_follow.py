@@ -10,23 +10,23 @@ from modelium.context import Context
 
 
 def test_who_follows_looks_as_soon_as_a_job_has_ended(context: Context) -> None:
-    """And not before: the driver lives on, nothing else is written, and the next look would be an hour away."""
-    stop = threading.Event()
-    driver = threading.Thread(target=stop.wait, daemon=True)
-    driver.start()
+    """And not before: it is not over, nothing else is written, and the next look would be an hour away."""
     before = follow._last_end(context)
-    paused = threading.Thread(target=follow._pause, args=(context, driver, 3600.0, before), daemon=True)
-    paused.start()
+
+    def pausing() -> threading.Thread:
+        thread = threading.Thread(target=follow._pause, args=(context, lambda: False, 3600.0, before), daemon=True)
+        thread.start()
+        return thread
+
+    paused = pausing()
     time.sleep(0.2)
     assert paused.is_alive()
     context.home.ended.touch()
     paused.join(timeout=20)
     assert not paused.is_alive()
-    paused = threading.Thread(target=follow._pause, args=(context, driver, 3600.0, before), daemon=True)
-    paused.start()  # one that ended between the look and the pause
+    paused = pausing()  # one that ended between the look and the pause
     paused.join(timeout=20)
     assert not paused.is_alive()
-    stop.set()
 
 
 def test_what_stores_a_drop_loads_no_database_library() -> None:

@@ -16,7 +16,8 @@ from schemas.account import JobAccount
 from schemas.descriptor import Format
 from schemas.errors import Conflict, NotFound, Unsupported
 from schemas.job import JobState
-from schemas.target import Runtime, TargetProfile
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 
 def text(value: str) -> bytes:

@@ -22,9 +22,9 @@ from schemas.catalog import parse_options
 from schemas.descriptor import Format
 from schemas.evidence import Machine, Measurement, MeasureReport
 from schemas.plan import Candidate
+from schemas.precision import Precision
 from schemas.step_io import StepRequest
 from schemas.step_run import Isolation, Property, StepRun, StepRunState
-from schemas.target import Precision
 
 
 def measured(contender: str, rounds: tuple[float, ...], median_ms: float) -> Measurement:

@@ -7,7 +7,8 @@ import pytest
 from planner import rules
 from planner.shape_of_work import not_carried, own_precision
 from schemas.descriptor import Dim, DType, Format, KnownBy, ModelDescriptor, TensorSpec
-from schemas.target import Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import TargetProfile
 
 
 def _onnx(inputs: dict[str, tuple[DType, tuple[Dim, ...]]], output: tuple[Dim, ...] = ("batch", 3)) -> ModelDescriptor:

@@ -8,7 +8,9 @@ from planner.language_models import plan_as_it_is, server_of, why_unmeasured
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
 from schemas.plan import ORIGINAL
-from schemas.target import Precision, Runtime, TargetProfile
+from schemas.precision import Precision
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 
 
 def descriptor(format_: Format, task: str | None = "text-generation", **more: object) -> ModelDescriptor:

@@ -7,7 +7,9 @@ from schemas.catalog import CATALOG
 from schemas.descriptor import Format, ModelDescriptor
 from schemas.errors import Unsupported
 from schemas.plan import ORIGINAL, ConversionPlan, FindingLevel, Step
-from schemas.target import Precision, Runtime, TargetProfile
+from schemas.precision import Precision
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 from validator import MachineBounds, check
 
 

@@ -26,9 +26,10 @@ from schemas.evidence import (
 )
 from schemas.job import Job, JobState, Transition
 from schemas.plan import Candidate, ConversionPlan, FindingLevel, PlanFinding, Step
+from schemas.precision import Precision
 from schemas.sidecar import Sidecar
 from schemas.step_run import Isolation, Limits, StepRun, StepRunState, Usage
-from schemas.target import DEFAULT_TOLERANCES, Precision, TargetProfile
+from schemas.target import DEFAULT_TOLERANCES, TargetProfile
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 TARGET = TargetProfile()

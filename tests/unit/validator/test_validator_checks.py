@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from planner.rules import plan
 from schemas.catalog import CATALOG
 from schemas.descriptor import Format, ModelDescriptor
+from schemas.objective import Objective
 from schemas.plan import FindingLevel
-from schemas.target import Objective, Precision, Runtime, TargetProfile
+from schemas.precision import Precision
+from schemas.runtime import Runtime
+from schemas.target import TargetProfile
 from validator import MachineBounds, check
 from validator.checks import is_executable
 

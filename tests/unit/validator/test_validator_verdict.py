@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from schemas.descriptor import Format, KnownBy, TensorSpec
 from schemas.evidence import BatchProof, Measurement, ParityReport
+from schemas.objective import Objective
 from schemas.plan import ORIGINAL
-from schemas.target import DEFAULT_TOLERANCES, Objective, Precision, TargetProfile
+from schemas.precision import Precision
+from schemas.target import DEFAULT_TOLERANCES, TargetProfile
 from validator.contender import Contender
 from validator.paired import LEAST_ROUNDS, ratio_of
 from validator.verdict import decide

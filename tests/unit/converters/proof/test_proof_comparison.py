@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from converters.accuracy import accuracy
 from converters.comparison import compare, gather, least_cosine
-from schemas.target import DEFAULT_TOLERANCES, Precision, Tolerance
+from schemas.precision import Precision
+from schemas.target import DEFAULT_TOLERANCES, Tolerance
 
 FP32 = DEFAULT_TOLERANCES[Precision.FP32]
 INT8 = DEFAULT_TOLERANCES[Precision.INT8]
