@@ -17,11 +17,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 from executor import landlock
-from executor.toolchain import NEEDED
+from executor.toolchain import versions_here
+from executor.warm_protocol import DONE_VARIABLE
 from schemas.catalog import StepKind, entry, parse_options
 from schemas.errors import InvalidDocument, LimitExceeded, ModelFailed, ModeliumError, ToolchainMissing
 from schemas.step_io import RESULT_FILE, STEP_FILE, StepContext, StepFunction, StepOutcome, StepRequest, StepResult
@@ -104,10 +104,7 @@ def _import(kind: StepKind) -> StepFunction:
 
 def _success(outcome: StepOutcome, import_s: float, run_s: float) -> StepResult:
     report = None if outcome.report is None else json.loads(outcome.report.model_dump_json())
-    versions = {"python": sys.version.split()[0]}
-    for distribution in NEEDED.get(os.environ.get("MODELIUM_TOOLCHAIN", ""), ()):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[distribution] = metadata.version(distribution)
+    versions = {"python": sys.version.split()[0], **versions_here(os.environ.get("MODELIUM_TOOLCHAIN", ""))}
     return StepResult(
         ok=True, outputs=outcome.outputs, report=report, versions=versions, import_s=import_s, run_s=run_s
     )
@@ -179,5 +176,8 @@ if __name__ == "__main__":
     _write(Path(sys.argv[1]), main(Path(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()
+    if (done := os.environ.get(DONE_VARIABLE)) is not None:
+        with contextlib.suppress(OSError):
+            os.write(int(done), b"1")
     # Not sys.exit: tearing torch down takes longer than a small step, and a stray thread could hold it for ever.
     os._exit(0)

@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from executor import confinement, preloading, program
+from executor.processes import cpu_s
 from executor.warm_protocol import (
+    DONE_DESCRIPTOR,
+    DONE_VARIABLE,
     FIRST_GROUP,
     FIRST_MOUNT,
     GO,
@@ -147,18 +150,19 @@ class _Child:
             # Made in the parent's namespace of networks: the step finds no trace of it in its own.
             first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             confinement.own_namespaces()
+            told, tell = os.pipe()
             step = os.fork()
         except OSError as error:
             _fail(report, error)
         if step:
             second.close()
             self._show(report, first)
-            self._wait(step, report.fileno())
+            self._wait(step, report.fileno(), told)
         first.close()
         [document] = _expect_go(second)
         request = _read(document)
         second.detach(), report.detach()  # closed with everything else
-        return self._become_step(request)
+        return self._become_step(request, tell)
 
     def _show(self, report: socket.socket, step: socket.socket) -> None:
         """Wait until there is a step, attach its files, and let its process begin."""
@@ -174,40 +178,70 @@ class _Child:
         except OSError as error:
             _fail(report, error)
 
-    def _wait(self, step: int, report: int) -> NoReturn:
-        """Reap everything until the step ends, say how; the kernel then ends whatever else is here."""
-        os.dup2(report, 0)
-        os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    def _wait(self, step: int, report: int, told: int) -> NoReturn:
+        """Reap everything until the step ends, or says that it is done, and say how.
+
+        The kernel then ends whatever else is here: taking the memory of a step that is done apart, and this process's,
+        which is as large, goes on at once. What says so too early, or in the step's place, is ended too early.
+        """
+        for number, descriptor in enumerate(_out_of_the_way(report, told)):
+            os.dup2(descriptor, number)
+        os.closerange(2, os.sysconf("SC_OPEN_MAX"))
+        woken, wake = os.pipe2(os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         confinement.undumpable()
         confinement.no_capabilities()
         confinement.filtered(self._system_calls)
-        while True:
-            pid, status, _ = os.wait4(-1, 0)
-            if pid == step:
-                break
-        code = os.waitstatus_to_exitcode(status)
+        waiting = select.poll()
+        waiting.register(1, select.POLLIN)
+        waiting.register(woken, select.POLLIN)
+        used_s = 0.0
+        while (code := _reaped(step)) is None:
+            ready = dict(waiting.poll())
+            if woken in ready:
+                os.read(woken, 4096)
+            if 1 in ready:
+                if os.read(1, 1):
+                    code, used_s = 0, cpu_s([step])
+                    break
+                waiting.unregister(1)  # it is closed, and how the step ends is still to be seen
         times = os.times()
-        cpu_s = times.user + times.system + times.children_user + times.children_system
-        os.write(0, json.dumps({"exit": code if code >= 0 else 128 - code, "cpu_s": cpu_s}).encode())
+        used_s += times.user + times.system + times.children_user + times.children_system
+        os.write(0, json.dumps({"exit": code, "cpu_s": used_s}).encode())
         os._exit(0)
 
-    def _become_step(self, request: dict[str, Any]) -> Program:
+    def _become_step(self, request: dict[str, Any], tell: int) -> Program:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        log, progress = (
-            fcntl.fcntl(self._descriptors[name], fcntl.F_DUPFD, _OUT_OF_THE_WAY) for name in (LOG, PROGRESS)
-        )
+        log, progress, done = _out_of_the_way(self._descriptors[LOG], self._descriptors[PROGRESS], tell)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for source, number in ((log, 1), (log, 2), (progress, PROGRESS_DESCRIPTOR)):
             os.dup2(source, number)
-        os.closerange(PROGRESS_DESCRIPTOR + 1, os.sysconf("SC_OPEN_MAX"))
+        os.dup2(done, DONE_DESCRIPTOR, inheritable=False)
+        os.closerange(DONE_DESCRIPTOR + 1, os.sysconf("SC_OPEN_MAX"))
         os.chdir("/step")
         os.environ.clear()
-        os.environ.update(request["variables"])
+        os.environ.update(request["variables"], **{DONE_VARIABLE: str(DONE_DESCRIPTOR)})
         _reseed()
         confinement.bounded(request["limits"])
         confinement.own_user(request["as_root"])
         confinement.filtered(self._system_calls)
         return lambda: program.run(request["argv"])
+
+
+def _out_of_the_way(*descriptors: int) -> list[int]:
+    """Return copies whose numbers are none that a step has."""
+    return [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _OUT_OF_THE_WAY) for descriptor in descriptors]
+
+
+def _reaped(step: int) -> int | None:
+    """Reap what has ended; return the step's exit code once it has, 128 and the signal's number if one ended it."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            if ended[0] == step:
+                code = os.waitstatus_to_exitcode(ended[1])
+                return code if code >= 0 else 128 - code
+    return None
 
 
 def _expect_go(channel: socket.socket) -> list[int]:

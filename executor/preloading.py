@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator
 
 from executor.child import PRELOADED
+from executor.toolchain import versions_here
 from schemas.catalog import CATALOG
 
 _NEXT = {
@@ -60,6 +61,7 @@ def later(toolchain: str) -> Iterator[Callable[[], object]]:
     ours = (kind.function.partition(":")[0] for kind in CATALOG.values() if toolchain in kind.toolchains)
     for name in dict.fromkeys((*_NEXT.get(toolchain, ()), *ours)):
         yield lambda name=name: preload(name)  # type: ignore[misc]
+    yield lambda: versions_here(toolchain)
 
 
 def preload(name: str) -> None:

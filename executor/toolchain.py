@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def missing(toolchain: Toolchain) -> str | None:
     if toolchain.name not in DEFAULT and toolchain.interpreter == Path(sys.executable):
         return f"The {toolchain.name} toolchain ({', '.join(NEEDED[toolchain.name])}) is not installed."
     return f"The {toolchain.name} toolchain lacks {', '.join(absent)} in {toolchain.interpreter}."
+
+
+@functools.cache
+def versions_here(name: str) -> dict[str, str]:
+    """Return the versions that this process's own interpreter has of what toolchain ``name`` needs."""
+    found = {}
+    for distribution in NEEDED.get(name, ()):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[distribution] = metadata.version(distribution)
+    return found
 
 
 def mending(toolchain: Toolchain) -> str:

@@ -14,6 +14,9 @@ MOST_DESCRIPTORS = 200
 PROGRESS_DESCRIPTOR = 3
 """What a step writes its progress to."""
 
+DONE_DESCRIPTOR, DONE_VARIABLE = 4, "MODELIUM_DONE_FD"
+"""Where a step says that it is done, before the kernel takes its memory apart, and the variable with the number."""
+
 HERE, GO, READY = b"here", b"go", b"ready"
 """A child is in its control groups; it may go on, to its namespaces and then to its step; it (or the parent) has."""
 

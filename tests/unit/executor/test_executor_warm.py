@@ -164,8 +164,8 @@ def test_it_inherits_no_shared_memory_sockets_or_descriptors(box, sibling):
             print(error.errno)
         """)
     )
-    # Descriptor 4 is the listing itself.
-    assert seen.log.splitlines() == ["[]", "[]", "['0', '1', '2', '3'] 5", "-1 -1", "111"]
+    # Descriptor 5 is the listing itself; 4 is the end of a pipe to process 1, as is shown below.
+    assert seen.log.splitlines() == ["[]", "[]", "['0', '1', '2', '3'] 6", "-1 -1", "111"]
 
 
 def test_what_a_finished_step_had_in_memory_is_not_in_the_next(box):
@@ -255,6 +255,72 @@ def test_it_ends_as_an_interpreter_does(box, body, exit_code):
     seen = box(body)
     assert (seen.exit_code, seen.error) == (exit_code, None)
     assert "ZeroDivisionError" in seen.log if "/" in body else True
+
+
+def test_it_ends_at_once_when_it_says_that_it_is_done_whatever_it_leaves_running(box):
+    seen = box(
+        code("""
+        import os, subprocess, sys, time
+        writes = "import time\\nwhile True:\\n    open('/step/out/late', 'a').write('.')\\n    time.sleep(0.001)"
+        subprocess.Popen([sys.executable, "-c", f"exec({writes!r})"], start_new_session=True)
+        while not os.path.exists("/step/out/late"):
+            time.sleep(0.01)
+        os.write(int(os.environ["MODELIUM_DONE_FD"]), b"1")
+        while True:
+            open("/step/out/late", "a").write("after")
+        """)
+    )
+    written = (box.out / "late").read_bytes()
+    assert (seen.exit_code, seen.error) == (0, None)
+    time.sleep(0.2)
+    assert (box.out / "late").read_bytes() == written  # nobody is left who writes
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "os.close(int(os.environ['MODELIUM_DONE_FD']))",
+        "os.dup2(1, int(os.environ['MODELIUM_DONE_FD']))",
+        "subprocess.run(['true'])",
+    ],
+)
+def test_how_it_ends_is_seen_when_it_never_says_that_it_is_done(box, before):
+    seen = box(f"import os, signal, subprocess\n{before}\nos.kill(os.getpid(), signal.SIGSEGV)")
+    assert (seen.exit_code, seen.error) == (128 + signal.SIGSEGV, None)
+
+
+def test_the_seconds_of_a_step_that_says_that_it_is_done_are_counted(box):
+    seen = box(
+        code("""
+        import os, time
+        while time.process_time() < 0.6:
+            pass
+        os.write(int(os.environ["MODELIUM_DONE_FD"]), b"1")
+        time.sleep(60)
+        """)
+    )
+    assert seen.cpu_s >= 0.5
+
+
+def test_what_it_starts_in_the_background_is_reaped_while_it_runs(box):
+    seen = box(
+        code("""
+        import os, time
+        for _ in range(20):
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(0)
+            os.wait()
+        for _ in range(200):
+            left = [n for n in os.listdir("/proc") if n.isdigit()]
+            if left == ["1", "2"]:
+                break
+            time.sleep(0.05)
+        print(left)
+        """)
+    )
+    assert seen.log == "['1', '2']\n"
 
 
 def test_chance_differs_from_step_to_step_as_in_new_processes(box):
