@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from ingestion.opening import check_name, open_entry, shown
 from schemas.artifact import ArtifactFile
@@ -90,54 +91,95 @@ class Copying:
         partial = self.scratch / "partial"
         with partial.open("w+b", buffering=0) as copy:
             # It may grow under our hands; without a bound a growing file would be read for ever.
-            size_bytes = _copy(fd, copy.fileno(), before.st_size + 1)
+            copied = _Copied(fd, copy.fileno(), before.st_size + 1)
+            name = copied.sha256()
             after = os.fstat(fd)
-            if (after.st_size, after.st_mtime_ns) != (
+            if (after.st_size, after.st_mtime_ns, copied.size_bytes) != (
                 before.st_size,
                 before.st_mtime_ns,
-            ) or size_bytes != after.st_size:
+                after.st_size,
+            ):
                 raise _still_changing(path)
             os.fchmod(copy.fileno(), 0o444)
-            name = self._named(copy.fileno(), size_bytes)
+            if not copied.is_synced and not self.is_stored(name):
+                os.fsync(copy.fileno())
         partial.replace(self.scratch / name)
-        return ArtifactFile(path=relative, sha256=name, size_bytes=size_bytes)
+        return ArtifactFile(path=relative, sha256=name, size_bytes=copied.size_bytes)
 
     def _named(self, fd: int, size_bytes: int) -> str:
         """Return the sha256 of an open file, which has reached the disk by then unless it is stored already."""
-        if not CHUNK_BYTES < size_bytes <= _SYNCED_UNSEEN_BYTES:
-            name = _sha256(fd, size_bytes)
+        if not _is_synced_unseen(size_bytes):
+            name = _sha256(fd, [size_bytes])
             if not self.is_stored(name):
                 os.fsync(fd)
             return name
         with ThreadPoolExecutor(1) as beside:  # the disk and the processor at once
             synced = beside.submit(os.fsync, fd)
-            name = _sha256(fd, size_bytes)
+            name = _sha256(fd, [size_bytes])
             synced.result()
             return name
 
 
-def _sha256(fd: int, size_bytes: int) -> str:
-    """Return the digest of a whole file. Few large reads: other threads of this process may be busy in Python."""
-    digest, at = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes + 1)))
-    while count := os.preadv(fd, [buffer], at):
-        digest.update(buffer[:count])
-        at += count
+class _Copied:
+    """A copy of an open file, hashed piece by piece while the next one is copied, and then written to the disk."""
+
+    def __init__(self, source: int, copy: int, most_bytes: int) -> None:
+        self._source, self._copy, self._most_bytes = source, copy, most_bytes
+        self.size_bytes, self.is_synced = 0, False
+
+    def sha256(self) -> str:
+        """Copy, and return the digest of the copy."""
+        if self._most_bytes <= CHUNK_BYTES:
+            return _sha256(self._copy, list(self._pieces()))
+        ends: SimpleQueue[int | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as beside:
+            copied = beside.submit(self._tell, ends)
+            name = _sha256(self._copy, iter(ends.get, None))
+            copied.result()
+            return name
+
+    def _tell(self, ends: SimpleQueue[int | None]) -> None:
+        try:
+            for end in self._pieces():
+                ends.put(end)
+        finally:
+            ends.put(None)
+        if _is_synced_unseen(self.size_bytes):
+            os.fsync(self._copy)
+            self.is_synced = True
+
+    def _pieces(self) -> Iterator[int]:
+        """Copy, yielding after each piece how much there is; both share the blocks where the file system can."""
+        source, copy = self._source, self._copy
+        with contextlib.suppress(OSError):  # not between these two file systems, or not at all: the loop below does
+            while count := os.copy_file_range(source, copy, min(CHUNK_BYTES, self._most_bytes - self.size_bytes)):
+                self.size_bytes += count
+                yield self.size_bytes
+        while chunk := os.read(source, min(CHUNK_BYTES, self._most_bytes - self.size_bytes)):
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(copy, view) :]
+            self.size_bytes += len(chunk)
+            yield self.size_bytes
+
+
+def _is_synced_unseen(size_bytes: int) -> bool:
+    return CHUNK_BYTES < size_bytes <= _SYNCED_UNSEEN_BYTES
+
+
+def _sha256(fd: int, ends: Iterable[int]) -> str:
+    """Return the digest of a file as far as the last of ``ends``, taking each when it comes.
+
+    Few large reads: other threads of this process may be busy in Python.
+    """
+    digest, at, buffer = hashlib.sha256(), 0, memoryview(bytearray(1))
+    for end in ends:
+        if len(buffer) < min(CHUNK_BYTES, end - at):
+            buffer = memoryview(bytearray(min(CHUNK_BYTES, end - at)))
+        while count := os.preadv(fd, [buffer[: end - at]], at):
+            digest.update(buffer[:count])
+            at += count
     return digest.hexdigest()
-
-
-def _copy(source: int, copy: int, most_bytes: int) -> int:
-    """Copy up to ``most_bytes`` and return how many there were; both share the blocks where the file system can."""
-    done = 0
-    with contextlib.suppress(OSError):  # not between these two file systems, or not at all: the loop below copies it
-        while done < most_bytes and (count := os.copy_file_range(source, copy, most_bytes - done)):
-            done += count
-    while done < most_bytes and (chunk := os.read(source, min(CHUNK_BYTES, most_bytes - done))):
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(copy, view) :]
-        done += len(chunk)
-    return done
 
 
 def _still_changing(path: Path) -> StillChanging:

@@ -137,8 +137,9 @@ def test_what_is_stored_and_very_large_is_not_written_to_the_disk_again(
     assert 257 << 20 not in synced
 
 
+@pytest.mark.parametrize("size_bytes", [5000, (16 << 20) + 5000])
 def test_a_copy_that_breaks_off_is_continued_by_hand(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
 ) -> None:
     copied, real = [], os.copy_file_range
 
@@ -149,7 +150,7 @@ def test_a_copy_that_breaks_off_is_continued_by_hand(
         return copied[0]
 
     monkeypatch.setattr(os, "copy_file_range", once)
-    content = random.Random(7).randbytes(5000)
+    content = random.Random(7).randbytes(size_bytes)
     (tmp_path / "m").write_bytes(content)
     assert store.path(store.put(tmp_path / "m").sha256).read_bytes() == content and copied == [1000]
 
