@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,7 @@ from modelium.cli.output import console, json_option, open_context, print_json
 from modelium.cli.target_options import chosen_target, target_options
 
 if TYPE_CHECKING:
+    from modelium.cli.live_board import LiveBoard
     from modelium.hand_in import HandedIn
     from schemas.account import JobAccount
     from schemas.errors import NotFound
@@ -61,15 +64,26 @@ def command(
 
 def _beside(handed: HandedIn, path: Path, *, as_json: bool) -> int | None:
     """Follow what a ``modelium up`` has taken; None where it leaves the drop, or its end, to this process."""
-    from modelium.cli.live_board import LiveBoard
-    from schemas.errors import ErrorDocument, from_document
-    from schemas.job import JobState
+    with contextlib.ExitStack() as until_told:
 
-    with LiveBoard(console(stderr=True)) as board:
-        told = handed.to_the_end(lambda update: board.update(**{**update, "state": JobState(update["state"])}))
+        @functools.cache
+        def board() -> LiveBoard:
+            # Not before there is something to show: what stores the drop meanwhile has the processor.
+            from modelium.cli.live_board import LiveBoard
+
+            return until_told.enter_context(LiveBoard(console(stderr=True)))
+
+        def show(update: dict[str, Any]) -> None:
+            from schemas.job import JobState
+
+            board().update(**{**update, "state": JobState(update["state"])})
+
+        told = handed.to_the_end(show)
     if told is None:
         return None
     if "error" in told:
+        from schemas.errors import ErrorDocument, from_document
+
         raise from_document(ErrorDocument.model_validate(told["error"]))
     accounts = told["accounts"]
     _some(accounts, path)
