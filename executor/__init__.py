@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from executor.execution import prepare, run, sweep
-    from executor.find import find_sandbox
+    from executor.find import find_sandbox, make_sandbox
     from executor.step_spec import StepOutput, StepSpec
 
-__all__ = ["StepOutput", "StepSpec", "find_sandbox", "prepare", "run", "sweep"]
+__all__ = ["StepOutput", "StepSpec", "find_sandbox", "make_sandbox", "prepare", "run", "sweep"]
 
 _OWNERS = {
     "StepOutput": "executor.step_spec",
     "StepSpec": "executor.step_spec",
     "find_sandbox": "executor.find",
+    "make_sandbox": "executor.find",
     "prepare": "executor.execution",
     "run": "executor.execution",
     "sweep": "executor.execution",

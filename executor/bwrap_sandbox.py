@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ class BwrapSandbox:
 
     def __init__(self, executable: str, warm: WarmBounds | None = None, gpus: Sequence[str] = ()) -> None:
         self._executable, self._gpus = executable, gpus
+        self._probing = threading.Lock()
         self._warm = WarmSteps(executable, warm) if warm is not None and warm.parents else None
 
     def root(self, workspace: Path) -> Path:
@@ -53,8 +55,13 @@ class BwrapSandbox:
         """Return what is really enforced; probed once per process, whatever the limits."""
         return self._probed
 
-    @functools.cached_property
+    @property
     def _probed(self) -> Isolation:
+        with self._probing:  # once, whichever thread asks first
+            return self._found
+
+    @functools.cached_property
+    def _found(self) -> Isolation:
         return probe(self, Path(sys.executable), group_bounds())
 
     def prepare(self, like: Command) -> None:

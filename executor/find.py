@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.kubernetes_cluster import Cluster
@@ -39,14 +39,17 @@ class DockerOptions:
     gpus: tuple[str, ...] = ()
 
 
+class SandboxOptions(TypedDict, total=False):
+    """What tells one sandbox of this machine from another."""
+
+    backend: Literal["auto", "bubblewrap", "docker"]
+    docker: DockerOptions
+    warm: WarmBounds | None
+    gpus: tuple[str, ...]
+
+
 def find_sandbox(
-    allow_none: bool = False,
-    *,
-    backend: Literal["auto", "bubblewrap", "docker"] = "auto",
-    docker: DockerOptions = DockerOptions(),
-    warm: WarmBounds | None = None,
-    gpus: tuple[str, ...] = (),
-    required: Iterable[str] = REQUIRED,
+    allow_none: bool = False, *, required: Iterable[str] = REQUIRED, **options: Unpack[SandboxOptions]
 ) -> Sandbox:
     """Return a sandbox that was seen to isolate; probed once per process. ``auto`` is bubblewrap.
 
@@ -55,7 +58,7 @@ def find_sandbox(
     first of the numbers ``gpus``, or of all.
     """
     try:
-        sandbox = _docker(docker, warm) if backend == "docker" else _bubblewrap(warm, gpus)
+        sandbox = make_sandbox(**options)
         lacking = sandbox.isolation(Limits()).lacking(required)
         if lacking:
             raise SandboxUnavailable(
@@ -68,6 +71,21 @@ def find_sandbox(
             log.warning("steps run WITHOUT any isolation, as the settings allow: %s", error.args[0])
             return UnisolatedSandbox()
         raise
+
+
+def make_sandbox(
+    *,
+    backend: Literal["auto", "bubblewrap", "docker"] = "auto",
+    docker: DockerOptions = DockerOptions(),
+    warm: WarmBounds | None = None,
+    gpus: tuple[str, ...] = (),
+) -> Sandbox:
+    """Return the one sandbox of these options that this process has, which may not have been seen to isolate yet.
+
+    Steps get theirs from :func:`find_sandbox`. Meanwhile this one can start what they are forked from, which runs
+    nothing of a model. Raises SandboxUnavailable for what is not installed.
+    """
+    return _docker(docker, warm) if backend == "docker" else _bubblewrap(warm, gpus)
 
 
 _MENDING = {
@@ -101,9 +119,7 @@ def _bubblewrap(warm: WarmBounds | None, gpus: tuple[str, ...]) -> Sandbox:
         program()
     except (RuntimeError, OSError) as error:
         raise SandboxUnavailable(f"No system call filter can be made ({error}).", hint=_INSTALL) from error
-    sandbox = BwrapSandbox(executable, warm, gpus)
-    sandbox.isolation(Limits())
-    return sandbox
+    return BwrapSandbox(executable, warm, gpus)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from executor.sandbox import SANDBOX_UID, Command, Ending
 from schemas.errors import LimitExceeded, SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
-LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
+LIMITS = Limits(memory_bytes=512 << 20, processes=8, timeout_s=30, workspace_bytes=1 << 20)
 _TIGHT = LIMITS.model_copy(update={"memory_bytes": 64 << 20})
 _REFUSED = 77
 """Status of the probe when the kernel made no more processes for it."""
@@ -81,9 +82,11 @@ class Runs(Protocol):
 
 def probe(sandbox: Runs, interpreter: Path, bounds: Bounds) -> Isolation:
     """Run the probes and return what held. Raises SandboxUnavailable when the sandbox does not start."""
-    seen, memory = _look(sandbox, interpreter), bounds.memory
-    notes = list(bounds.notes)
-    if memory and not _memory_is_bounded(sandbox, interpreter):
+    memory, notes = bounds.memory, list(bounds.notes)
+    with ThreadPoolExecutor(1, thread_name_prefix="probe") as beside:
+        hog = beside.submit(_memory_is_bounded, sandbox, interpreter) if memory else None
+        seen = _look(sandbox, interpreter)
+    if hog is not None and not hog.result():
         memory = None
         notes.append("The memory cgroup did not stop a program that took more than its limit.")
     if not memory:

@@ -17,6 +17,7 @@ from modelium.settings import Settings
 from schemas.errors import ModeliumError
 
 if TYPE_CHECKING:
+    from executor.find import SandboxOptions
     from executor.sandbox import Sandbox
     from executor.toolchain import Toolchain
     from ingestion.shared_artifacts import SharedArtifacts
@@ -80,17 +81,34 @@ class Context:
             least = tuple(sorted(self.settings.require_isolation.least))
             return find_kubernetes(self.settings.placement(), self.home.workspaces, least)
         from executor import find_sandbox
-        from executor.find import DockerOptions
 
         chosen = self.settings
         return find_sandbox(
-            allow_none=chosen.allow_no_isolation,
-            backend=backend,
-            docker=DockerOptions(chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime, chosen.sandbox_gpus),
-            warm=chosen.warm(),
-            gpus=chosen.sandbox_gpus,
-            required=chosen.require_isolation.least,
+            allow_none=chosen.allow_no_isolation, required=chosen.require_isolation.least, **self._sandbox_options()
         )
+
+    def _sandbox_options(self) -> SandboxOptions:
+        from executor.find import DockerOptions
+
+        chosen = self.settings
+        assert chosen.sandbox != "kubernetes"
+        return {
+            "backend": chosen.sandbox,
+            "docker": DockerOptions(
+                chosen.docker_host, chosen.sandbox_image, chosen.sandbox_runtime, chosen.sandbox_gpus
+            ),
+            "warm": chosen.warm(),
+            "gpus": chosen.sandbox_gpus,
+        }
+
+    @property
+    def _sandbox_to_be(self) -> Sandbox:
+        """The sandbox, which nobody may have seen to isolate yet: enough to start what steps are forked from."""
+        if self.settings.sandbox != "bubblewrap" and self.settings.sandbox != "auto":
+            return self.sandbox
+        from executor import make_sandbox
+
+        return make_sandbox(**self._sandbox_options())
 
     @cached_property
     def trust(self) -> str:
@@ -125,7 +143,7 @@ class Context:
                     executor.prepare(
                         self.toolchain(toolchain),
                         workspaces=self.home.workspaces,
-                        sandbox=self.sandbox,
+                        sandbox=self._sandbox_to_be,
                         limits=self.settings.limits(),
                         threads=self.settings.threads,
                     )

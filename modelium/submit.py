@@ -72,12 +72,17 @@ def _expect(context: Context, arrival: Arrival) -> None:
 
     One that is known already may need no step at all. In a new home the tables are made meanwhile, too.
     """
-    from modelium import jobs
     from modelium.expected import expected_toolchain
 
     toolchain = expected_toolchain(arrival.uri, arrival.path)
-    if toolchain is not None and (context.is_new or not jobs.is_known(context.database, arrival.uri)):
-        context.prepare(toolchain)
+    if toolchain is None:
+        return
+    if not context.is_new:
+        from modelium import jobs
+
+        if jobs.is_known(context.database, arrival.uri):
+            return
+    context.prepare(toolchain)
 
 
 def submit_path(context: Context, path: Path, target: TargetProfile | None = None) -> list[str]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError as SchemaError
-from jsonschema.exceptions import best_match
 from pydantic import ValidationError
 
 from schemas.account import JobAccount
@@ -29,6 +26,10 @@ from schemas.sidecar import Sidecar
 from schemas.step_io import StepRequest, StepResult
 from schemas.step_run import StepRun
 from schemas.target import TargetProfile
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError as SchemaError
 
 PUBLISHED: dict[str, type[Document]] = {
     "account": JobAccount,
@@ -67,6 +68,8 @@ def json_schema(name: str) -> dict[str, Any]:
 
 @cache
 def _validator(model: type[Document]) -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # 0.1 s, which what only starts a sandbox does not have to wait for
+
     return Draft202012Validator(model.model_json_schema(mode="validation"))
 
 
@@ -79,6 +82,8 @@ def validate(model: type[D], data: object, *, what: str) -> D:
     Raises:
         InvalidDocument: Names the JSON pointer of the worst offence.
     """
+    from jsonschema.exceptions import best_match
+
     offence = best_match(_validator(model).iter_errors(data))
     if offence is not None:
         raise _invalid(what, "/" + "/".join(str(part) for part in offence.absolute_path), _sentence(offence))
