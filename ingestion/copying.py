@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -109,13 +110,13 @@ class Copying:
     def _named(self, fd: int, size_bytes: int) -> str:
         """Return the sha256 of an open file, which has reached the disk by then unless it is stored already."""
         if not _is_synced_unseen(size_bytes):
-            name = _sha256(fd, [size_bytes])
+            name = _sha256_at_once(fd, size_bytes)
             if not self.is_stored(name):
                 os.fsync(fd)
             return name
         with ThreadPoolExecutor(1) as beside:  # the disk and the processor at once
             synced = beside.submit(os.fsync, fd)
-            name = _sha256(fd, [size_bytes])
+            name = _sha256_at_once(fd, size_bytes)
             synced.result()
             return name
 
@@ -165,6 +166,14 @@ class _Copied:
 
 def _is_synced_unseen(size_bytes: int) -> bool:
     return CHUNK_BYTES < size_bytes <= _SYNCED_UNSEEN_BYTES
+
+
+def _sha256_at_once(fd: int, size_bytes: int) -> str:
+    """Return the digest of a file that nobody writes any more: what is mapped need not be copied to be hashed."""
+    if not size_bytes:
+        return hashlib.sha256().hexdigest()
+    with mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ) as whole:
+        return hashlib.sha256(whole).hexdigest()
 
 
 def _sha256(fd: int, ends: Iterable[int]) -> str:
