@@ -49,8 +49,8 @@ def main() -> None:
         "The bare script (`bench/bare.py`) loads, exports, optimises, quantises and checks in one process, and neither",
         "isolates nor scans nor probes nor measures nor publishes. Both are timed as whole commands, from the start",
         "of the interpreter to its end. *Cold* is `modelium convert` in a new home; *warm* goes through a running",
-        f"`modelium up` that has converted another model and then rested for {REST_S} s. *Overhead* is the time in which",
-        "no step did work of its own: starting sandboxes, imports, hashing, the database, waiting, publishing.",
+        f"`modelium up` that has converted another model and then rested for {REST_S} s. *Overhead* is the time in",
+        "which no step did work of its own: starting sandboxes, imports, hashing, the database, waiting, publishing.",
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,8 @@ import pytest
 from executor import find_sandbox
 from executor.bwrap_sandbox import BwrapSandbox
 from executor.execution import step_environment
+from executor.find import _bubblewrap
+from executor.probing import probe
 from executor.sandbox import Command, Ending, Observers
 from executor.warm_bounds import WarmBounds, WarmKey
 from executor.warm_failed import WarmFailed
@@ -421,6 +423,31 @@ def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(
 
 
 @pytest.mark.parametrize("begun", [False, True])
+def test_a_parent_starts_before_the_sandbox_is_probed(context, monkeypatch):
+    begun = []
+    make = BwrapSandbox.__init__
+
+    def made(self, *args):
+        make(self, *args)
+        sandboxes.append(self)
+
+    def looked(sandbox, *args):
+        begun.append(len(sandboxes[0]._warm.parents._parents))
+        return probe(sandbox, *args)
+
+    sandboxes = []
+    _bubblewrap.cache_clear()
+    monkeypatch.setattr(BwrapSandbox, "__init__", made)
+    monkeypatch.setattr("executor.bwrap_sandbox.probe", looked)
+    try:
+        context._prepare(["onnx"])
+        assert begun == [1]
+        assert context.sandbox is sandboxes[0]
+        sandboxes[0]._warm.parents.close()
+    finally:
+        _bubblewrap.cache_clear()
+
+
 def test_who_ends_waits_for_no_parent_to_be_ready(sandbox, begun):
     warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=118 + begun / 2))
     before = {process.pid for process in parents_of(os.getpid())}

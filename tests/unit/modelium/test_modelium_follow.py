@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from modelium import follow
 from modelium.context import Context
@@ -34,3 +35,21 @@ def test_what_stores_a_drop_loads_no_database_library() -> None:
     code = "import sys, modelium.submit, ingestion; print('sqlalchemy' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_in_a_new_home_what_steps_start_from_is_made_ready_before_the_database_library_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    code = f"""
+import pathlib, sys
+from ingestion.drops import drops
+from modelium import submit
+from modelium.context import Context
+from modelium.settings import Settings
+Context.prepare = lambda self, *toolchains: print(*toolchains, "sqlalchemy" in sys.modules)
+[arrival] = drops(pathlib.Path({str(tmp_path / "net.onnx")!r}))
+submit._expect(Context(Settings(home=pathlib.Path({str(tmp_path / "home")!r}))), arrival)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "onnx False\n"
