@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from deployer import Published, prune, publish, rollback, undeploy
 from deployer.config_checks import check_entry
+from deployer.model_files import copy_file
 from deployer.publish import active_version, versions
 from schemas.deployment import EntrySpec
 from schemas.errors import Conflict, NotFound
@@ -237,3 +239,16 @@ def test_an_undeploy_that_is_killed_has_removed_the_entry(site: Any, make_spec: 
     assert not (site.repository / "iris").exists()
     put(site, make_spec(2), "second")
     assert [path.name for path in (site.root / ".staging").iterdir()] == ["iris.lock"]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, (1 << 20) - 1, 1 << 20, (3 << 20) + 7])
+def test_files_of_any_size_are_copied_whole_and_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    content = random.Random(size_bytes).randbytes(size_bytes)
+    (tmp_path / "model").write_bytes(content)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    copy_file(tmp_path / "model", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    assert synced == [size_bytes]

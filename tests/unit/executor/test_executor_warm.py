@@ -422,7 +422,6 @@ def test_a_hurried_step_starts_cold_until_the_parent_that_was_prepared_is_ready(
     assert hurried().warm is not None
 
 
-@pytest.mark.parametrize("begun", [False, True])
 def test_a_parent_starts_before_the_sandbox_is_probed(context, monkeypatch):
     begun = []
     make = BwrapSandbox.__init__
@@ -448,6 +447,7 @@ def test_a_parent_starts_before_the_sandbox_is_probed(context, monkeypatch):
         _bubblewrap.cache_clear()
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_who_ends_waits_for_no_parent_to_be_ready(sandbox, begun):
     warm = find_sandbox(backend="bubblewrap", warm=WarmBounds(idle_s=118 + begun / 2))
     before = {process.pid for process in parents_of(os.getpid())}
