@@ -13,7 +13,8 @@ from executor.sandbox import SANDBOX_UID, Command, Ending
 from schemas.errors import LimitExceeded, SandboxUnavailable
 from schemas.step_run import Isolation, Limits
 
-LIMITS = Limits(memory_bytes=512 << 20, processes=8, timeout_s=30, workspace_bytes=1 << 20)
+# As root the kernel's own limit is 16 times that, of all that this machine runs as the sandboxes' user: not too few.
+LIMITS = Limits(memory_bytes=512 << 20, processes=16, timeout_s=30, workspace_bytes=1 << 20)
 _TIGHT = LIMITS.model_copy(update={"memory_bytes": 64 << 20})
 _REFUSED = 77
 """Status of the probe when the kernel made no more processes for it."""
