@@ -93,7 +93,10 @@ def describe(
     progress: Callable[[float, str], None] = lambda fraction, message: None,
 ) -> AnalysisReport:
     """Return the report on the file or folder at ``path``: recognise, scan, read headers, judge, in this order."""
-    draft = Draft(path, Format.UNKNOWN, 0, sha256, has_module=sidecar is not None and sidecar.module is not None)
+    draft = Draft(path, Format.UNKNOWN, 0, sha256)
+    if sidecar is not None:
+        draft.has_module = sidecar.module is not None
+        draft.told_inputs = frozenset(said.name for said in sidecar.inputs)
     seen: Seen | None = None
     try:
         draft.size_bytes = sum(f.stat().st_size for _, f in files_of(path)) if path.is_dir() else path.stat().st_size

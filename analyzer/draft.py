@@ -44,6 +44,8 @@ class Draft:
     sha256: str = ""
     has_module: bool = False
     """A sidecar names the class that bare weights belong to."""
+    told_inputs: frozenset[str] = frozenset()
+    """Names of the inputs that a sidecar declares."""
     facts: dict[str, Any] = field(default_factory=dict)
     known_by: dict[str, KnownBy] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

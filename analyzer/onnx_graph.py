@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,38 +11,21 @@ from analyzer import onnx_wire
 from analyzer.draft import Draft, clean, cut_short, listing
 from analyzer.formats import Seen
 from analyzer.hf_folder import read_json, read_settings, transformer_folder
+from analyzer.onnx_values import CARRIED, TYPES, Value, batch_names, spec_of, text, value_of, zipped_spec_of
+from analyzer.questions import which_shapes
 from schemas.catalog import SERVED_IR, SERVED_OPSET
-from schemas.descriptor import BATCH_AXIS, Dim, DType, KnownBy, TensorSpec
+from schemas.descriptor import KnownBy
 from schemas.errors import LimitExceeded, ModelFailed, Quarantined, Unsupported
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 MAX_SUBGRAPHS = 100_000
-# onnx.TensorProto.DataType: name and bits an element
-_TYPES = {1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 4: ("uint16", 16), 5: ("int16", 16), 6: ("int32", 32),
-          7: ("int64", 64), 8: ("string", 0), 9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64),
-          12: ("uint32", 32), 13: ("uint64", 64), 14: ("complex64", 64), 15: ("complex128", 128),
-          16: ("bfloat16", 16), 17: ("float8_e4m3fn", 8), 18: ("float8_e4m3fnuz", 8), 19: ("float8_e5m2", 8),
-          20: ("float8_e5m2fnuz", 8), 21: ("uint4", 4), 22: ("int4", 4), 23: ("float4_e2m1", 4)}  # fmt: skip
-_SPEC_DTYPES: dict[str, DType] = {
-    "float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64",
-    "int32": "int32", "int16": "int16", "int8": "int8", "uint64": "uint64", "uint32": "uint32", "uint16": "uint16",
-    "uint8": "uint8", "bool": "bool", "string": "string",
-}  # fmt: skip
 RUNTIME_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
 """Operator domains that onnxruntime's CPU build has."""
-_MADE_UP = re.compile(r"unk_|dynamicdimension|s\d+\Z|dim_?0\Z|\w+_dim_0\Z")
-"""Axis names that exporters make up: tf2onnx, onnxruntime, torch.export, torch.onnx."""
 _GRAPH_NAMES = frozenset({"main_graph", "torch_jit", "torch-jit-export", "model"})
 """Names that exporters give every graph."""
 _MATRIX_OPERATORS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "LSTM"})
-_BATCH_NAMES = frozenset({"n", "b", "bs", "none", "?", "-1", "0"})
-
-
-def text(value: str | bytes) -> str:
-    """Return a protobuf string; one that is no UTF-8 arrives as bytes."""
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def read_onnx(draft: Draft, seen: Seen) -> None:
@@ -191,13 +173,13 @@ def _number(text: str | None) -> int:
 
 def _size(tensor: Any) -> int:
     count: int = math.prod(max(0, n) for n in tensor.dims)
-    bits: int = _TYPES.get(tensor.data_type, ("", 8))[1]
+    bits: int = TYPES.get(tensor.data_type, ("", 8))[1]
     return (count * bits + 7) // 8
 
 
 def _sizes(tensors: list[Any]) -> Iterator[tuple[str, int, int]]:
     for tensor in tensors:
-        yield _TYPES.get(tensor.data_type, ("unknown", 0))[0], math.prod(max(0, n) for n in tensor.dims), _size(tensor)
+        yield TYPES.get(tensor.data_type, ("unknown", 0))[0], math.prod(max(0, n) for n in tensor.dims), _size(tensor)
 
 
 def _matrix_bytes(graph: Any) -> int:
@@ -237,114 +219,67 @@ def _signature(draft: Draft, graph: Any) -> None:
             "This ONNX file takes no inputs: it gives the same answer always, and Triton serves no such model.",
             hint="Export it with its inputs.",
         )
-    zipped = {output for node in graph.node if node.op_type == "ZipMap" for output in node.output}
-    for side, values in (("input", inputs), ("output", list(graph.output))):
-        names = [text(value.name) for value in values]
+    zipped = {text(output) for node in graph.node if node.op_type == "ZipMap" for output in node.output}
+    takes, gives = [value_of(info) for info in inputs], [value_of(info) for info in graph.output]
+    types: dict[str, str] = {}
+    for side, values in (("input", takes), ("output", gives)):
+        names = [value.name for value in values]
         for value in values:
-            name = clean(text(value.name), 80)
+            name = clean(value.name, 80)
             if side == "output" and value.name in zipped:
                 draft.note(
                     f"{name!r} is a list of maps from class to number; it is served as a tensor, a column a class."
                 )
                 continue
-            if names.count(text(value.name)) > 1:
+            if names.count(value.name) > 1:
                 raise ModelFailed(
                     f"This ONNX file declares the {side} {name!r} more than once.", hint="Export it again."
                 )
-            if 0 in (_dims(value) or ()) and (side == "output" or all(0 in (_dims(other) or ()) for other in inputs)):
-                raise Unsupported(
-                    f"The {side} {name!r} of this ONNX file has an axis of size 0; Triton serves axes of 1 and more.",
-                    hint=f"Export the model without that {side}, or with its real size.",
-                )
-            kind = value.type.WhichOneof("value")
-            if kind not in (None, "tensor_type"):
-                raise Unsupported(
-                    f"The {side} {name!r} of this ONNX file is a {kind.removesuffix('_type')}, not a "
-                    "tensor; Triton serves tensors.",
-                    hint="From scikit-learn, convert with `options={'zipmap': False}`; otherwise export plain tensors.",
-                )
-            code = value.type.tensor_type.elem_type
-            if kind and code and _TYPES.get(code, ("unknown",))[0] not in _SPEC_DTYPES:
-                raise Unsupported(
-                    f"The {side} {name!r} of this ONNX file is of type "
-                    f"{_TYPES.get(code, ('unknown',))[0]}, which Triton does not serve.",
-                    hint="Export it with a float, integer, bool or string tensor there.",
-                )
-    bare = next((value for value in inputs if _dims(value) is None), None)
-    if bare is not None:
-        raise ModelFailed(
-            f"Input {clean(text(bare.name), 80)!r} of this ONNX file declares no shape, not even how many axes it has; "
-            "Triton has to be told.",
-            hint="Declare it with `onnx.tools.update_model_dims.update_inputs_outputs_dims`, or export it again.",
-        )
-    batch = batch_names([_dims(value) for value in inputs])
+            _check_served(side, value)
+            if value.type_in_file:
+                types[value.name] = value.type_in_file
+                draft.note(f"The {side} {name!r} {_served_as(value)}")
+    bare = [value for value in takes if value.axes is None]
+    if any(value.name not in draft.told_inputs for value in bare):
+        raise which_shapes(takes)
+    types.update((value.name, "tensor without a shape") for value in bare if not value.type_in_file)
+    draft.know(types_in_file=types)
+    batch = batch_names(value.axes for value in takes)
     described = [
-        _zipped(value, batch) if value.name in zipped else _spec(value, batch) for value in [*inputs, *graph.output]
+        zipped_spec_of(value, batch) if value.name in zipped else spec_of(value, batch) for value in (*takes, *gives)
     ]
     if None in described:
         draft.note("Some inputs or outputs declare no type or shape; running the model will tell them.")
         return
     specs = [spec for spec in described if spec is not None]
-    draft.know(inputs=tuple(specs[: len(inputs)]), outputs=tuple(specs[len(inputs) :]))
+    draft.know(inputs=tuple(specs[: len(takes)]), outputs=tuple(specs[len(takes) :]))
     _flops(draft, graph)
 
 
-def _dims(value: Any) -> list[int | str] | None:
-    """Return the declared axes: sizes, names, '' for an axis without either; None when there is no shape."""
-    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
-        return None
-    dims: list[int | str] = []
-    for dim in value.type.tensor_type.shape.dim:
-        which = dim.WhichOneof("value")
-        fixed = dim.dim_value if which == "dim_value" else -1
-        dims.append(fixed if 0 <= fixed < 1 << 48 else (text(dim.dim_param) if which == "dim_param" else ""))
-    return dims
+def _check_served(side: str, value: Value) -> None:
+    name = clean(value.name, 80)
+    if value.held_in not in CARRIED:
+        raise Unsupported(
+            f"The {side} {name!r} of this ONNX file is a {value.held_in}, not a tensor; Triton serves tensors.",
+            hint="From scikit-learn, convert with `options={'zipmap': False}`; otherwise export plain tensors.",
+        )
+    if value.element and (value.dtype is None or (value.held_in and value.dtype != value.element)):
+        raise Unsupported(
+            f"The {side} {name!r} of this ONNX file is of type {value.element}, which Triton does not serve.",
+            hint="Export it with a float, integer, bool or string tensor there.",
+        )
 
 
-def _batchlike(name: str) -> bool:
-    lower = name.lower()
-    return not lower or "batch" in lower or lower in _BATCH_NAMES or _MADE_UP.match(lower) is not None
-
-
-def batch_names(shapes: list[list[int | str] | None]) -> frozenset[str]:
-    """Return the axis names that stand for the batch; empty when the leading axes do not look like one.
-
-    They do when the leading axis of every input with axes is dynamic and all their names look like a batch: contain
-    the word, are n, b or bs, are made up by a tool (unk__1, s77) or absent. Or when a name says batch itself. That is
-    a guess until the probe has run rows together and one by one.
-    """
-    leading = [shape[0] for shape in shapes if shape]
-    said = frozenset(name for name in leading if isinstance(name, str) and "batch" in name.lower())
-    if leading and all(isinstance(name, str) and _batchlike(name) for name in leading):
-        return frozenset(str(name) for name in leading) | said
-    return said
-
-
-def _spec(value: Any, batch: frozenset[str]) -> TensorSpec | None:
-    dims, dtype = _dims(value), _SPEC_DTYPES.get(_TYPES.get(value.type.tensor_type.elem_type, ("",))[0])
-    name = text(value.name)
-    if dims is None or dtype is None or len(dims) > 16 or len(name) > 256 or name != clean(name, 256):
-        return None
-    shape: list[Dim] = []
-    known_by = KnownBy.HEADER
-    for axis, dim in enumerate(dims):
-        if isinstance(dim, int):
-            shape.append(dim)
-        elif axis == 0 and batch and (dim in batch or _batchlike(dim)):
-            shape.append(BATCH_AXIS)
-            known_by = known_by if "batch" in dim.lower() else KnownBy.GUESS
-        else:
-            shape.append(clean(dim, 64) or f"{clean(text(value.name), 40)}_{axis}")
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), known_by=known_by)
-
-
-def _zipped(value: Any, batch: frozenset[str]) -> TensorSpec | None:
-    """Return what the list of maps ``value`` is as a tensor, a row for each; running it tells how many classes."""
-    name = text(value.name)
-    if len(name) > 40 or name != clean(name, 40):
-        return None
-    rows = BATCH_AXIS if batch else f"{name}_0"
-    return TensorSpec(name=name, dtype="float32", shape=(rows, f"{name}_1"), known_by=KnownBy.GUESS)
+def _served_as(value: Value) -> str:
+    """Return the end of a sentence that begins with the tensor's name."""
+    if "sequence" in value.held_in:
+        return (
+            "is a sequence of tensors; it is served as one tensor with an axis more in front, their number, and so "
+            "all of them have one shape."
+        )
+    if value.held_in:
+        return "is optional in the file and always there when it is served."
+    return f"is {value.element}, which Triton does not serve; it is {value.dtype} when it is served."
 
 
 def _flops(draft: Draft, graph: Any) -> None:
@@ -352,13 +287,13 @@ def _flops(draft: Draft, graph: Any) -> None:
     from analyzer.onnx_flops import count
 
     shapes: dict[str, list[int | str]] = {}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        dims = _dims(value)
-        if dims is not None:
-            shapes[value.name] = dims
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        value = value_of(info)
+        if value.axes is not None and not value.held_in:
+            shapes[value.name] = list(value.axes)
     for tensor in graph.initializer:
         shapes[tensor.name] = [int(n) for n in tensor.dims]
-    batch = batch_names([shapes.get(spec.name) for spec in draft.facts.get("inputs", ())])
+    batch = batch_names(shapes.get(spec.name) for spec in draft.facts.get("inputs", ()))
     rows = {
         name: [1 if isinstance(d, str) and i == 0 and d in batch else d for i, d in enumerate(dims)]
         for name, dims in shapes.items()

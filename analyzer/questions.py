@@ -1,8 +1,12 @@
-"""The questions put to a person about weights without code, and about whole pickled modules."""
+"""The questions put to a person: about weights without code, whole pickled modules, inputs without shapes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analyzer.draft import clean
+from analyzer.onnx_values import Value
+from schemas.descriptor import BATCH_AXIS
 from schemas.errors import NeedsInput, Unsupported
 
 
@@ -17,6 +21,28 @@ def which_class(what: str, count: int, shapes: str) -> NeedsInput:
             "Then drop all three. TorchScript or torch.export files need no sidecar."
         ),
     )
+
+
+def which_shapes(values: Sequence[Value]) -> NeedsInput:
+    """Ask for the shapes of an ONNX graph's inputs of which one declares none; the others stand as they are."""
+    bare = next(value for value in values if value.axes is None)
+    lines = "\n".join(
+        f"- {{name: {clean(value.name, 80)}, dtype: {value.dtype or 'float32'}, shape: [{_example(value)}]}}"
+        for value in values
+    )
+    return NeedsInput(
+        f"What shape does input {clean(bare.name, 80)!r} take? This ONNX file declares none, not even how many axes it "
+        "has, and a server has to be told.",
+        hint="Write it into <filename>.modelium.yaml, or modelium.yaml inside a folder, with your own sizes, and names "
+        f"for axes that change:\ninputs:\n{lines}",
+    )
+
+
+def _example(value: Value) -> str:
+    axes: Sequence[int | str] = (BATCH_AXIS, 64) if value.axes is None else value.axes
+    if value.axes is None and "sequence" in value.held_in:
+        axes = ("count", 64)
+    return ", ".join(str(axis) or f"axis_{number}" for number, axis in enumerate(axes))
 
 
 def whole_module(class_name: str) -> Unsupported:

@@ -28,10 +28,10 @@ def has_batch_axis(specs: Sequence[TensorSpec]) -> bool:
 
 
 def fixed_rows(specs: Sequence[TensorSpec]) -> int | None:
-    """Return the fixed leading size that every one of ``specs`` shares; None when there is none."""
+    """Return the fixed leading size that every one of ``specs`` shares; None when there is none, or it is 0."""
     leading = {spec.shape[0] if spec.shape else None for spec in specs}
     size = leading.pop() if len(leading) == 1 else None
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and size else None
 
 
 def take(feeds: Mapping[str, Array], rows: Array | slice) -> Arrays:

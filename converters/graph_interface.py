@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from schemas.descriptor import Dim, TensorSpec
@@ -142,13 +142,16 @@ def name_axes(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Seq
                     _set(dim, wanted)
 
 
-def tell_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
-    """Give the outputs that the graph declares no shape of the one that ``outputs`` have; checkers ask for one."""
-    known = {spec.name: spec for spec in outputs}
-    for value in model.graph.output:
+def tell_shapes(values: Iterable[onnx.ValueInfoProto], specs: Sequence[TensorSpec]) -> bool:
+    """Give the inputs or outputs that declare no shape the one that ``specs`` have; return whether there were some."""
+    known = {spec.name: spec for spec in specs}
+    told = False
+    for value in values:
         kind = value.type.tensor_type
         if value.name in known and value.type.HasField("tensor_type") and not kind.HasField("shape"):
             kind.shape.CopyFrom(value_info(known[value.name]).type.tensor_type.shape)
+            told = True
+    return told
 
 
 def make_dense(model: onnx.ModelProto) -> bool:

@@ -385,7 +385,7 @@ def run(opened: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[
             for name, array in feeds.items()
             if name in takes or array.size  # what holds nothing may have become part of the graph
         }
-        if ort_values.has_bfloat16(opened):
+        if ort_values.are_needed(opened):
             return dict(zip(names, ort_values.run(opened, names, ort_values.ready(opened, ready)), strict=True))
         return dict(zip(names, opened.run(names, ready), strict=True))
     except onnxruntime_errors() as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from converters import graph_interface, onnx_file, onnx_lowering
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.served_types import make_plain
 from converters.trace_inputs import reference_cases
 from converters.zip_maps import drop_zip_maps
 from schemas.catalog import SERVED_OPSET
@@ -36,7 +37,9 @@ def convert(context: StepContext) -> StepOutcome:
     context.progress(0.05, "Reading the ONNX model")
     apart = onnx_file.is_apart(source)
     model = onnx_file.load(source, weights=not apart)
-    flat = not apart and drop_zip_maps(model)
+    told = context.request.descriptor
+    plain = not apart and (drop_zip_maps(model) | make_plain(model))
+    plain |= told is not None and graph_interface.tell_shapes(model.graph.input, told.inputs)
     if any(not value.type.HasField("tensor_type") for value in model.graph.output):
         model = onnx_file.infer_types(model)
     inputs, outputs = onnx_file.model_specs(model)
@@ -56,7 +59,7 @@ def convert(context: StepContext) -> StepOutcome:
             context.progress(0.15, f"Changing the opset to {wanted}")
             model, note, changed = change_opset(model, wanted, scratch)
             notes.append(note)
-        dense = graph_interface.make_dense(model) or flat
+        dense = graph_interface.make_dense(model) or plain
         if _drop_weight_inputs(model) or changed or dense or (onnx_file.has_data_files(source) and not apart):
             # With data files, onnxruntime would write a graph that points at the original's.
             source = onnx_file.save(_with_weights(source) if apart else model, scratch)
@@ -72,8 +75,9 @@ def convert(context: StepContext) -> StepOutcome:
     onnx_file.drop_unused_opsets(optimized)
     graph_interface.restore_inputs(optimized, inputs)
     graph_interface.restore_outputs(optimized, [spec.name for spec in outputs])
-    told = context.request.descriptor.outputs if context.request.descriptor is not None else ()
-    graph_interface.tell_shapes(optimized, told)
+    if told is not None:
+        # Checkers ask for one.
+        graph_interface.tell_shapes(optimized.graph.output, told.outputs)
     graph_interface.name_axes(optimized, inputs, outputs)
     if not apart:
         shutil.rmtree(folder)

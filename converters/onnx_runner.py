@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from converters import ort_values
 from converters.arrays import Array, Arrays, cast, plain
 from converters.domain import Domain
 from converters.lookup_keys import onnx_keys, with_keys
-from converters.onnx_file import onnxruntime_errors, reason, session_options
+from converters.onnx_file import onnxruntime_errors, reason, session_options, shape
 from converters.served_interface import fed
+from converters.served_types import make_plain
 from converters.zip_maps import zip_maps
-from schemas.descriptor import DType, KnownBy, TensorSpec
+from schemas.descriptor import Dim, DType, KnownBy, TensorSpec
 from schemas.errors import ModelFailed, Unsupported
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ _ONNX_DTYPES: dict[str, DType] = {
     "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
     "int64": "int64", "int32": "int32", "int16": "int16", "int8": "int8",
     "uint64": "uint64", "uint32": "uint32", "uint16": "uint16", "uint8": "uint8", "bool": "bool", "string": "string",
+    "float8e4m3fn": "float16", "float8e4m3fnuz": "float16", "float8e5m2": "float16", "float8e5m2fnuz": "float16",
 }  # fmt: skip
+"""onnxruntime's names of types to ours; float8 is kept as float16, which holds all its values."""
 _KEEPS_VALUES = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"})
 
 
@@ -50,12 +54,14 @@ class OnnxRunner:
         except self._errors as error:
             why = reason(error)
             raise ModelFailed(f"onnxruntime cannot load {path.name}: {why}.", hint=_hint(why)) from error
-        self._by_value = ort_values.has_bfloat16(self._session)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self._maps = _maps(path, self._session.get_outputs())
+        self._by_value = ort_values.are_needed(self._session)
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        self._maps, shapes = _held(path, (*takes, *gives))
+        self._lists = frozenset(node.name for node in (*takes, *gives) if "seq(" in node.type)
+        self.inputs = tuple(_spec(node, shapes) for node in takes)
         self.outputs = tuple(
-            _zipped(node, self._maps[node.name], self.inputs) if node.name in self._maps else _spec(node)
-            for node in self._session.get_outputs()
+            _zipped(node, self._maps[node.name], self.inputs) if node.name in self._maps else _spec(node, shapes)
+            for node in gives
         )
         self._specs = {spec.name: spec for spec in self.inputs}
         self._outputs = [spec.name for spec in self.outputs]
@@ -97,14 +103,18 @@ class OnnxRunner:
 
         return call
 
-    def _fed(self, array: Array, spec: TensorSpec) -> Array:
+    def _fed(self, array: Array, spec: TensorSpec) -> Any:
         array = fed(cast(array, spec), spec.shape)
+        if spec.name in self._lists:
+            return [part.astype(object) if spec.dtype == "string" else np.array(part) for part in array]
         return array.astype(object) if spec.dtype == "string" else np.ascontiguousarray(array).reshape(array.shape)
 
     def _kept(self, name: str, value: Any) -> Array:
         if name in self._maps:
             classes = self._maps[name]
             return np.array([[row[label] for label in classes] for row in value], np.float32).reshape(-1, len(classes))
+        if name in self._lists and isinstance(value, list):
+            value = _stacked(name, value)
         if not isinstance(value, np.ndarray):
             raise Unsupported(
                 "An output of the model is a sequence or a map, not a tensor.",
@@ -118,13 +128,31 @@ class OnnxRunner:
         return f"It takes {takes}."[:1000]
 
 
-def _maps(path: Path, outputs: Sequence[Any]) -> dict[str, tuple[int | str, ...]]:
-    """Return the classes, in order, of outputs that are a list of maps, as classifiers have them by default."""
-    if all(node.type.startswith("tensor(") for node in outputs):
-        return {}
+def _held(path: Path, nodes: Sequence[Any]) -> tuple[dict[str, tuple[int | str, ...]], dict[str, tuple[Dim, ...]]]:
+    """Return what is held in lists: the classes of outputs that are lists of maps, and the shapes of tensors in others.
+
+    A shape has the number of tensors in front.
+    """
+    if all(node.type.startswith("tensor(") for node in nodes):
+        return {}, {}
     import onnx
 
-    return zip_maps(onnx.load(str(path), load_external_data=False).graph)
+    model = onnx.load(str(path), load_external_data=False)
+    classes = zip_maps(model.graph)
+    make_plain(model)
+    return classes, {value.name: shape(value) for value in (*model.graph.input, *model.graph.output)}
+
+
+def _stacked(name: str, parts: list[Any]) -> Array:
+    """Return the tensors of a sequence as one. Raises Unsupported when they have other shapes, or there are none."""
+    shapes = {np.shape(part) for part in parts}
+    if len(shapes) != 1 or not all(isinstance(part, np.ndarray | np.generic) for part in parts):
+        what = "has no tensors" if not parts else "has tensors of different shapes"
+        raise Unsupported(
+            f"Output {name!r} is a sequence that {what}; a sequence is served as one tensor, all of one shape.",
+            hint="Export the model with a tensor there, padded to one shape.",
+        )
+    return np.stack(parts)
 
 
 def _zipped(node: Any, classes: Sequence[int | str], inputs: Sequence[TensorSpec]) -> TensorSpec:
@@ -132,17 +160,19 @@ def _zipped(node: Any, classes: Sequence[int | str], inputs: Sequence[TensorSpec
     return TensorSpec(name=node.name, dtype="float32", shape=(rows, len(classes)), known_by=KnownBy.HEADER)
 
 
-def _spec(node: Any) -> TensorSpec:
-    inner = node.type.removeprefix("tensor(").removesuffix(")")
+def _spec(node: Any, shapes: Mapping[str, tuple[Dim, ...]]) -> TensorSpec:
+    """Return ``node`` as the tensor it is served as; ``shapes`` has those of tensors that are held in something."""
+    held = re.fullmatch(r"(?:optional\()?(?:seq\()?tensor\((\w+)\)+", node.type)
+    inner = held[1] if held is not None else ""
     if inner not in _ONNX_DTYPES:
         raise Unsupported(
             f"Tensor {node.name!r} of the model has type {node.type}, and only tensors can be served.",
             hint="Export the model so that it takes and gives tensors; for scikit-learn use zipmap=False.",
         )
-    shape = tuple(
+    axes = shapes.get(node.name) or tuple(
         dim if isinstance(dim, int) else (dim or f"{node.name}_{position}") for position, dim in enumerate(node.shape)
     )
-    return TensorSpec(name=node.name, dtype=_ONNX_DTYPES[inner], shape=shape, known_by=KnownBy.HEADER)
+    return TensorSpec(name=node.name, dtype=_ONNX_DTYPES[inner], shape=axes, known_by=KnownBy.HEADER)
 
 
 def _hint(why: str) -> str:

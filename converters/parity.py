@@ -232,7 +232,8 @@ def _not_tried(reason: str) -> BatchProof:
 def _served(own: Sequence[TensorSpec], originals: Sequence[TensorSpec], batching: BatchProof) -> tuple[TensorSpec, ...]:
     """Return the candidate's specs with the original's names for dynamic axes; ``batch`` leads only where it is proven.
 
-    Where the graph says nothing of an axis and the original's is fixed, it is served fixed.
+    Where the graph says nothing of an axis and the original's is fixed, it is served fixed, unless its size is 0:
+    servers carry tensors that hold nothing, and refuse axes that are declared so.
     """
     known: Mapping[str, TensorSpec] = {spec.name: spec for spec in originals}
     served = []
@@ -241,7 +242,7 @@ def _served(own: Sequence[TensorSpec], originals: Sequence[TensorSpec], batching
         dims: list[Dim] = []
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and original is not None and len(original.shape) == len(spec.shape):
-                dim = original.shape[axis]
+                dim = original.shape[axis] or dim
             if axis == 0 and isinstance(dim, str) and dim == BATCH_AXIS and not batching.holds:
                 dim = ROWS_AXIS
             dims.append(dim)

@@ -15,7 +15,7 @@ def fits(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> bool:
 
 
 def is_whole(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> bool:
-    """Whether ``arrays`` fit ``specs`` as they are and cannot be rows: no leading axis is shared by all.
+    """Whether ``arrays`` fit ``specs`` as they are and cannot be rows: no leading axis is shared by all, or it is 0.
 
     A shape, an axis or a threshold that comes in as an input beside the data has no row for each row of the data.
     """
@@ -23,7 +23,7 @@ def is_whole(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> bool:
         return False
     leading = {spec.shape[0] if spec.shape else None for spec in specs}
     counts = {array.shape[0] if array.ndim else None for array in (arrays[spec.name] for spec in specs)}
-    return len(leading) > 1 or len(counts) > 1 or None in counts
+    return len(leading) > 1 or len(counts) > 1 or None in counts or counts == {0}
 
 
 def holds(specs: Sequence[TensorSpec], sample: Arrays) -> Iterator[dict[str, Domain]]:

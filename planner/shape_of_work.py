@@ -144,10 +144,13 @@ def newer_than_served(descriptor: ModelDescriptor) -> str:
 def not_carried(descriptor: ModelDescriptor) -> str:
     """Return what of the original's tensors Triton has no shape for, in words; '' for nothing.
 
-    Triton 24.12 refuses tensors without axes beside models that are not batched, axes of size 0, lists and maps.
+    Triton 24.12 refuses tensors without axes beside models that are not batched, axes of size 0, lists, maps, what is
+    optional, and float8.
     """
     for side, specs in (("input", descriptor.inputs), ("output", descriptor.outputs)):
         for spec in specs:
+            if spec.name in descriptor.types_in_file:
+                return f"its {side} {spec.name!r} is of type {descriptor.types_in_file[spec.name]}"
             if not spec.shape:
                 return f"its {side} {spec.name!r} is a scalar"
             if 0 in spec.shape:

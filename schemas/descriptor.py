@@ -111,6 +111,11 @@ class ModelDescriptor(Document):
     example_axes: dict[str, int] = Field(
         default_factory=dict, description="Dynamic axis name to a size that was seen to run; exporters trace with it"
     )
+    types_in_file: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=10_000,
+        description="Tensor name to its type in an ONNX file that is served otherwise, such as sequence, float8_e5m2",
+    )
     opset: int | None = None
     operators: dict[str, int] = Field(default_factory=dict, description="Operator name to count")
     parameter_count: int | None = Field(default=None, ge=0)

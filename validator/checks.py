@@ -237,8 +237,12 @@ def _fallback(step: Step, instead_of: StepKind, at: str, given: Format) -> Itera
 def _own_precisions(descriptor: ModelDescriptor) -> set[Precision]:
     """Return what a chain that changes no precision may call itself."""
     precisions = {Precision.FP32}
-    if {"float16", "bfloat16"} & descriptor.parameter_dtypes.keys():
+    halves = {"float16", "bfloat16"}
+    if halves & descriptor.parameter_dtypes.keys():
         precisions.add(Precision.FP16)
+    if not any(count for dtype, count in descriptor.parameter_dtypes.items() if "float" in dtype):
+        # Without parameters, what goes in says in what it calculates.
+        precisions |= {Precision.FP16 for spec in descriptor.inputs if spec.dtype in halves}
     if descriptor.format is Format.TFLITE and {"int8", "uint8", "int16"} & descriptor.parameter_dtypes.keys():
         precisions.add(Precision.INT8)
     if any(name.startswith(_QUANTISED_OPERATORS) for name in descriptor.operators):

@@ -79,22 +79,54 @@ def write(case: BackendCase, folder: Path) -> Path:
     names = [value.name for value in graph.input]
     if len(case.inputs) != len(names):
         names = [name for name in names if name not in stored]
-    given = {name: array for name, array in zip(names, case.inputs, strict=False) if isinstance(array, np.ndarray)}
+    given = {
+        name: array for name, value in zip(names, case.inputs, strict=False) if (array := served(value)) is not None
+    }
     sidecar = [f"name: {_label(case)}"]
-    if given and all(isinstance(array, np.ndarray) and _plain(array) for array in case.inputs):
+    if given and len(given) == len(case.inputs):
         _save(made / SAMPLES, given)
         sidecar.append(f"samples: {SAMPLES}")
+    if given and len(given) == len(case.inputs) and not all(_has_shape(value) for value in graph.input):
+        # Where a file tells no shape, a person is asked for it.
+        sidecar.append("inputs:")
+        sidecar += [
+            f"- {{name: {name}, dtype: {array.dtype.name}, shape: {list(array.shape)}}}"
+            for name, array in given.items()
+        ]
     (made / "modelium.yaml").write_text("\n".join(sidecar) + "\n")
     expected = {
-        value.name: array
-        for value, array in zip(graph.output, case.outputs, strict=False)
-        if isinstance(array, np.ndarray) and _plain(array)
+        output.name: array
+        for output, value in zip(graph.output, case.outputs, strict=False)
+        if (array := served(value)) is not None
     }
     if len(expected) == len(graph.output):
         target = folder / EXPECTED / case.kind
         target.mkdir(parents=True, exist_ok=True)
         _save(target / f"{made.name}.npz", {**expected, _TOLERANCE: np.array([case.rtol, case.atol])})
     return made
+
+
+def _has_shape(value: Any) -> bool:
+    kind = value.type
+    for outer in ("optional_type", "sequence_type"):
+        kind = getattr(kind, outer).elem_type if kind.HasField(outer) else kind
+    return bool(kind.tensor_type.HasField("shape"))
+
+
+def served(value: Any) -> np.ndarray[Any, Any] | None:
+    """Return a test's value as a person gives it and the pipeline keeps it; None for what has no such form.
+
+    Float8 is float16, and a sequence whose tensors have one shape is one array.
+    """
+    if isinstance(value, list):
+        parts = [served(part) for part in value]
+        if not parts or any(part is None for part in parts) or len({np.shape(part) for part in parts}) > 1:
+            return None
+        return np.stack([part for part in parts if part is not None])
+    if not isinstance(value, np.ndarray):
+        return None
+    array = value.astype(np.float16) if value.dtype.name.startswith("float8") else value
+    return array if _plain(array) else None
 
 
 def expected(folder: Path, model: Path) -> tuple[dict[str, np.ndarray[Any, Any]], float, float] | None:

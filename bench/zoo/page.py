@@ -12,23 +12,25 @@ from families import FAMILIES
 from result import OUTCOMES, Result
 
 CAUSES_SHOWN = 40
-BEYOND_TARGET = ("Triton serves", "Triton does not serve", "newest that the target's onnxruntime loads")
+BEYOND_TARGET = (
+    "Triton serves", "Triton does not serve", "newest that the target's onnxruntime loads", "served as one tensor",
+)  # fmt: skip
 """What refusals say whose cause is the target and not the model."""
 _SAID = ("winner", "code", "message", "hint")
 _HEAD = """# Coverage
 
 `make zoo` made this page; `make zoo ARGS="--only sklearn --limit 20"` tries a part. A model goes through the real
 pipeline (submit, scan, probe, plan, convert, prove, measure, publish) with few measuring rounds, or, where its family
-below says so, through the same step functions in one process, without sandbox, measuring and publishing (`--steps`, and
-most of the ONNX backend tests, which are models of one operator). Each model's row is in
-[coverage.json](coverage.json).
+below says so, through the same functions in one process, what checks the plan and what is to be served among them, but
+without sandbox, measuring and publishing (`--steps`, and most of the ONNX backend tests, which are models of one
+operator). Each model's row is in [coverage.json](coverage.json).
 
 *Runs* leaves out the models that their own runtime does not run; onnxruntime's is a newer one than Triton's. *Carried*
-leaves out, of those, what Triton 24.12 has no way to serve: sequences and optional values, float8 and float4, tensors
-that are always empty, operators that came after its onnxruntime and have no older form. *Proven* is deployed or
-published unchanged, after parity at sizes that were not traced, or at fixed ones where the family says so; where a test
-comes with expected outputs, the reference agreed with them. *No cause* counts failures without a named cause or with a
-traceback; like wrong answers, there may be none.
+leaves out, of those, what Triton 24.12 has no way to serve: sequences of tensors of several shapes, an answer that is
+always empty, models without inputs, operators that came after its onnxruntime and have no older form. *Proven* is
+deployed or published unchanged, after parity at sizes that were not traced, or at fixed ones where the family says so;
+where a test comes with expected outputs, the reference agreed with them. *No cause* counts failures without a named
+cause or with a traceback; like wrong answers, there may be none.
 """
 
 

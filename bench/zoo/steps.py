@@ -28,7 +28,7 @@ from schemas.catalog import CATALOG, parse_options  # noqa: E402
 from schemas.descriptor import ModelDescriptor  # noqa: E402
 from schemas.errors import ModeliumError, SizesFrozen  # noqa: E402
 from schemas.evidence import ParityReport  # noqa: E402
-from schemas.plan import Candidate, ConversionPlan  # noqa: E402
+from schemas.plan import Candidate, ConversionPlan, FindingLevel  # noqa: E402
 from schemas.sidecar import Sidecar  # noqa: E402
 from schemas.step_io import StepContext, StepOutcome, StepRequest  # noqa: E402
 from schemas.target import TargetProfile  # noqa: E402
@@ -68,6 +68,7 @@ class Story:
         """Return what became of the model: ``proven`` with the candidates, or an error's code, message and hint."""
         from planner import rules
         from planner.fixed_sizes import fixed_sizes
+        from validator import MachineBounds, check
 
         report: Any = self.step("analyze", {}, model=self.model)[0].report
         if report.refusal is not None:
@@ -76,6 +77,11 @@ class Story:
         probed: Any = self.step("probe", {}, model=self.model)[0].report
         self.descriptor = probed.descriptor
         plan = rules.plan(probed.descriptor, TargetProfile(), frozenset(sys.argv[1:]))
+        room = MachineBounds(memory_bytes=1 << 40, disk_bytes=1 << 40, cpus=2)
+        found = check(plan, descriptor=probed.descriptor, target=TargetProfile(), machine=room)
+        errors = [finding.message for finding in found if finding.level is FindingLevel.ERROR]
+        if errors:
+            return {"code": "conversion_failed", "message": f"No plan can be carried out: {errors[0]}", "hint": ""}
         proven, reasons = self._candidates(plan)
         first = reasons
         for choices in fixed_sizes(probed.descriptor):
@@ -104,6 +110,9 @@ class Story:
 
     def _prove(self, candidate: Candidate, reference: Path) -> str:
         """Return why a candidate is dropped, '' when it is proven."""
+        from deployer.entry import entry_spec
+
+        assert self.descriptor is not None
         model, original = self.model, not candidate.steps
         for step in candidate.steps:
             for attempt in (step, *step.fallbacks):
@@ -121,7 +130,14 @@ class Story:
         options = {"precision": candidate.precision.value, "format": candidate.format.value, "original": original}
         report = self.step("parity", options, model=model, reference=reference)[0].report
         assert isinstance(report, ParityReport)
-        return "" if report.passed else report.reason
+        if not report.passed:
+            return report.reason
+        try:
+            entry_spec("zoo", 1, report, self.descriptor, TargetProfile(), format=candidate.format)
+        except ModeliumError as error:
+            self.hint = self.hint or error.hint
+            return f"It cannot be served: {error.args[0]}"
+        return ""
 
 
 def _told(model: Path, root: Path, keep: str, sidecar: dict[str, Any] | None) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def test_what_one_machine_made_is_reused_and_fetched_by_the_other(
     reused = convert(second, shared, tmp_path / "two.onnx")
     given = [sorted((run.kind, sorted(run.outputs.items())) for run in runs) for runs in (made, reused)]
     assert given[0] == given[1]
-    assert not [run.kind for run in reused if run.cached_from is None]
+    # A measurement that was not steady, as on a busy machine, is taken anew wherever it is.
+    assert {run.kind for run in reused if run.cached_from is None} <= {"measure"}
     served = [next(home.glob("model_repository/*/1/model.onnx")) for home in (first, second)]
     assert served[0].read_bytes() == served[1].read_bytes()
     # The credentials are in the variables of both, and nowhere else.

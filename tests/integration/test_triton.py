@@ -198,6 +198,38 @@ def one_axis_without_batching() -> Example:
     )
 
 
+def nothing_at_all() -> Example:
+    """Tensors that hold nothing: such an axis is declared dynamic, and then the server carries them."""
+    return Example(
+        "nothing",
+        [tensor("x", "float32", 2, "x_1")],
+        [tensor("y", "float32", 2, "y_1")],
+        [helper.make_node("Concat", ["x", "x"], ["y"], axis=1)],
+        {"x": np.zeros((2, 0), np.float32)},
+        max_batch_size=0,
+        axes={"x_1": 0},
+    )
+
+
+def a_sequence() -> Example:
+    """What a graph with a sequence is served as: one tensor with the number of its tensors in front."""
+    return Example(
+        "sequence",
+        [tensor("parts", "float32", "parts_count", 3)],
+        [tensor("more", "float32", "more_count", 3)],
+        [
+            helper.make_node("SplitToSequence", ["parts"], ["inside"], axis=0, keepdims=0),
+            helper.make_node("SequenceAt", ["inside", "first"], ["part"]),
+            helper.make_node("SequenceInsert", ["inside", "part"], ["longer"]),
+            helper.make_node("ConcatFromSequence", ["longer"], ["more"], axis=0, new_axis=1),
+        ],
+        {"parts": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        {"first": np.array(0)},
+        max_batch_size=0,
+        axes={"parts_count": 2},
+    )
+
+
 EXAMPLES = [
     mlp,
     fixed_batch,
@@ -206,6 +238,8 @@ EXAMPLES = [
     two_sequences,
     scalar_per_row_input,
     one_axis_without_batching,
+    nothing_at_all,
+    a_sequence,
 ]
 
 

@@ -6,11 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ZOO = Path(__file__).parents[2] / "bench/zoo"
 sys.path.append(str(ZOO))
 
+import onnx_models  # noqa: E402
 import page  # noqa: E402
 from result import Result, ResultFile, cause_of, outcome_of  # noqa: E402
 
@@ -55,6 +57,18 @@ def test_a_result_is_kept_for_the_same_bytes_and_sources_only(tmp_path: Path) ->
     assert again.find("onnx", "abs", "a", "2") is None
     assert again.find("onnx", "abs", "a", None) is not None
     assert again.find("onnx", "add", "a", "1") is None
+
+
+def test_a_test_s_values_are_written_as_a_person_gives_them() -> None:
+    import ml_dtypes
+
+    small = np.array([0.5, 448], ml_dtypes.float8_e4m3fn)
+    given = onnx_models.served(small)
+    assert given is not None and (given.dtype, given.tolist()) == (np.float16, [0.5, 448.0])
+    together = onnx_models.served([np.ones(3, np.float32), np.zeros(3, np.float32)])
+    assert together is not None and together.tolist() == [[1, 1, 1], [0, 0, 0]]
+    for other in ([np.ones(3), np.ones(2)], [], None, np.array([1], ml_dtypes.int4)):
+        assert onnx_models.served(other) is None
 
 
 def test_the_page_counts_by_family_and_names_causes_and_peers(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from analyzer import describe
-from analyzer.onnx_graph import batch_names
+from analyzer.onnx_values import batch_names
 from schemas.descriptor import Format, KnownBy
+from schemas.sidecar import Sidecar
 
 
 def test_a_graph_tells_signature_operators_opset_parameters_and_flops(onnx_file, accepted):
@@ -120,10 +122,38 @@ def test_operators_that_the_runtime_does_not_have_are_named(tmp_path, graph_mode
 
 def test_an_output_that_is_no_tensor_is_refused_with_the_option_that_helps(tmp_path, graph_model, refused):
     model = graph_model()
-    model.graph.output[0].type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT
+    model.graph.output[0].type.sequence_type.elem_type.map_type.key_type = TensorProto.INT64
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
 
     assert "zipmap" in refused(tmp_path / "m.onnx", "unsupported").hint
+
+
+def test_types_that_are_served_as_others_are_described_as_those_and_noted(tmp_path, graph_model, accepted, refused):
+    kinds = {
+        "parts": helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.INT64, ["N", 3])),
+        "maybe": helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.BOOL, [2])),
+        "small": helper.make_tensor_type_proto(TensorProto.FLOAT8E5M2, ["batch", 3]),
+    }
+    model = graph_model()
+    model.graph.input.extend(helper.make_value_info(name, kind) for name, kind in kinds.items())
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+
+    descriptor = accepted(tmp_path / "m.onnx")
+    assert {spec.name: (spec.dtype, spec.shape) for spec in descriptor.inputs if spec.name in kinds} == {
+        "parts": ("int64", ("parts_count", "N", 3)),
+        "maybe": ("bool", (2,)),
+        "small": ("float16", ("batch", 3)),
+    }
+    assert descriptor.types_in_file == {"parts": "sequence", "maybe": "optional", "small": "float8_e5m2"}
+    for name in kinds:
+        assert any(f"The input '{name}' is" in note for note in descriptor.notes)
+
+    model.graph.input[1].type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT8E5M2
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert "float8_e5m2" in refused(tmp_path / "m.onnx", "unsupported").message
+    model.graph.input[1].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.COMPLEX64, [2]))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert "complex64" in refused(tmp_path / "m.onnx", "unsupported").message
 
 
 @pytest.mark.sklearn
@@ -164,12 +194,19 @@ def test_script_in_names_is_kept_as_text_of_one_line(tmp_path, graph_model, acce
     assert producer == "<script>alert(1)</script> x y 1"
 
 
-def test_an_input_without_a_shape_is_refused_by_name(tmp_path, graph_model, refused):
+def test_an_input_without_a_shape_is_asked_for_and_answered_by_a_sidecar(tmp_path, graph_model, refused, accepted):
     model = graph_model()
     model.graph.input[0].type.tensor_type.ClearField("shape")
     onnx.save(model, str(tmp_path / "m.onnx"))
 
-    assert "declares no shape" in refused(tmp_path / "m.onnx", "model_failed").message
+    question = refused(tmp_path / "m.onnx", "needs_input")
+    assert "What shape does input 'x' take?" in question.message
+    said = yaml.safe_load(question.hint[question.hint.index("inputs:") :])
+    descriptor = accepted(tmp_path / "m.onnx", sidecar=Sidecar.model_validate(said))
+    assert [(spec.name, spec.shape) for spec in descriptor.inputs] == [("x", ("batch", 64))]
+    assert descriptor.types_in_file == {"x": "tensor without a shape"}
+    elsewhere = Sidecar.model_validate({"inputs": [{"name": "z", "shape": [1]}]})
+    refused(tmp_path / "m.onnx", "needs_input", sidecar=elsewhere)
 
 
 def test_a_file_newer_than_the_server_loads_is_noted(tmp_path, graph_model, accepted):
@@ -209,17 +246,14 @@ def test_what_triton_cannot_be_told_is_refused_before_anything_runs(tmp_path, gr
     onnx.save(twice, str(tmp_path / "twice.onnx"))
     assert "more than once" in refused(tmp_path / "twice.onnx", "model_failed").message
 
-    onnx.save(graph_model(shape=["batch", 0]), str(tmp_path / "empty.onnx"))
-    assert "size 0" in refused(tmp_path / "empty.onnx", "unsupported").message
-
     constant = graph_model(nodes=[helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.ones(2)))])
     del constant.graph.input[:]
     onnx.save(constant, str(tmp_path / "constant.onnx"))
     assert "takes no inputs" in refused(tmp_path / "constant.onnx", "unsupported").message
 
 
-def test_an_input_of_size_0_beside_others_is_told_and_not_refused(tmp_path, graph_model, accepted):
-    model = graph_model()
+def test_axes_of_size_0_are_told_and_not_refused(tmp_path, graph_model, accepted):
+    model = graph_model(shape=["batch", 0])
     model.graph.input.append(onnx.helper.make_tensor_value_info("nothing", onnx.TensorProto.FLOAT, [0]))
     onnx.save(model, str(tmp_path / "m.onnx"))
     assert {spec.name: spec.shape for spec in accepted(tmp_path / "m.onnx").inputs}["nothing"] == (0,)

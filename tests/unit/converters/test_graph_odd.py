@@ -47,6 +47,6 @@ def test_places_of_sparse_weights_may_be_given_by_axis() -> None:
 def test_an_output_without_a_declared_shape_gets_the_one_that_running_told() -> None:
     model = _linear(sparse=False, shaped=False)
     told = TensorSpec(name="y", dtype="float32", shape=("batch", 3), known_by=KnownBy.PROBE)
-    graph_interface.tell_shapes(model, [told])
+    graph_interface.tell_shapes(model.graph.output, [told])
     onnx.checker.check_model(model)
     assert onnx_file.model_specs(model)[1][0].shape == ("batch", 3)

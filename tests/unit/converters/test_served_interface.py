@@ -74,6 +74,23 @@ def test_an_input_that_can_hold_nothing_becomes_part_of_the_graph() -> None:
     np.testing.assert_array_equal(given["y"], x)
 
 
+def test_an_answer_that_holds_nothing_is_declared_dynamic_and_so_is_what_it_is_made_of() -> None:
+    number = helper.make_tensor_value_info("k", TensorProto.INT64, [1])
+    model = _model(
+        [helper.make_node("Concat", ["x", "x"], ["y"], axis=1), helper.make_node("Add", ["k", "k"], ["twice"])],
+        [_float("x", 2, 0), number],
+        [_float("y", 2, 0), helper.make_tensor_value_info("twice", TensorProto.INT64, [1])],
+    )
+    assert [note for note in make_servable(model) if "declared dynamic" in note] == [
+        "Input 'x' has an axis of size 0; it is declared dynamic.",
+        "Output 'y' has an axis of size 0; it is declared dynamic.",
+    ]
+    opened = onnx_file.session(model.SerializeToString())
+    assert 0 not in [dim for value in (*opened.get_inputs(), *opened.get_outputs()) for dim in value.shape]
+    given = onnx_file.run(opened, {"x": np.zeros((2, 0), np.float32), "k": np.array([2])})
+    assert (given["y"].shape, given["twice"].tolist()) == ((2, 0), [4])
+
+
 def test_a_model_that_triton_carries_as_it_is_stays_byte_for_byte() -> None:
     model = _model([helper.make_node("Relu", ["x"], ["y"])], [_float("x", "batch", 3)], [_float("y", "batch", 3)])
     before = model.SerializeToString(deterministic=True)

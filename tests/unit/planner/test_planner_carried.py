@@ -40,6 +40,12 @@ def test_an_original_that_triton_has_no_shape_for_is_left_out_with_the_reason(
     assert why in plan.reason
 
 
+def test_an_original_of_a_type_that_is_served_as_another_is_left_out_with_the_type() -> None:
+    descriptor = _onnx({"x": ("float16", (2, 3))}).model_copy(update={"types_in_file": {"y": "float8_e5m2"}})
+    assert not_carried(descriptor) == "its output 'y' is of type float8_e5m2"
+    assert [candidate.id for candidate in rules.plan(descriptor, TargetProfile()).candidates] == ["onnx-optimized"]
+
+
 def test_an_original_with_axes_of_its_own_stays() -> None:
     descriptor = _onnx({"x": ("float32", ("batch", 3))})
     assert not_carried(descriptor) == ""

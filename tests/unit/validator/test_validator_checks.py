@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner.rules import plan
 from schemas.catalog import CATALOG
-from schemas.descriptor import Format, ModelDescriptor
+from schemas.descriptor import Format, KnownBy, ModelDescriptor, TensorSpec
 from schemas.objective import Objective
 from schemas.plan import FindingLevel
 from schemas.precision import Precision
@@ -44,6 +44,16 @@ descriptors = st.builds(
     parameter_dtypes=st.dictionaries(
         st.sampled_from(["float32", "float16", "bfloat16", "int8"]), st.integers(0, 1 << 40), max_size=4
     ),
+    inputs=st.lists(
+        st.builds(
+            TensorSpec,
+            name=st.text(max_size=5),
+            dtype=st.sampled_from(["float32", "float16", "bfloat16", "int64"]),
+            shape=st.just(("batch", 3)),
+            known_by=st.just(KnownBy.PROBE),
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 targets = st.builds(
     TargetProfile,
