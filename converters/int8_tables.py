@@ -51,9 +51,12 @@ def shrink(model: onnx.ModelProto) -> int:
             tables.append(tensor)
     for tensor in tables:
         values = numpy_helper.to_array(tensor)
-        largest = np.abs(values).max(axis=1, keepdims=True)
+        largest = np.maximum(values.max(axis=1, keepdims=True), -values.min(axis=1, keepdims=True))
         scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        rows = f"{tensor.name}_int8", np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
+        # In place: a table is the largest tensor of most models, and every copy of it costs as much as the arithmetic.
+        scaled = values / scale
+        np.clip(np.rint(scaled, out=scaled), -127, 127, out=scaled)
+        rows = f"{tensor.name}_int8", scaled.astype(np.int8)
         scales = f"{tensor.name}_scale", scale
         for name, array in (rows, scales):
             model.graph.initializer.append(numpy_helper.from_array(array, name))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters import ort_values
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.onnx_skeleton import skeleton, write
 from converters.served_interface import fed, make_servable
 from schemas.catalog import SERVED_IR, SERVED_OPSET
 from schemas.descriptor import Dim, DType, KnownBy, ModelDescriptor, TensorSpec
@@ -169,7 +170,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
             size_threshold=SMALL_BYTES,
         )
     else:
-        onnx.save_model(model, file)
+        write(model, file)
     return file
 
 
@@ -270,6 +271,14 @@ def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model)
     except (*RAISED_BY_MODELS, onnx.shape_inference.InferenceError):  # type: ignore[misc]
         return model
+
+
+def tell_types(model: onnx.ModelProto) -> None:
+    """Write the types and shapes that can be told from the operators into the main graph of ``model``."""
+    told = infer_types(skeleton(model)).graph
+    for found, own in ((told.value_info, model.graph.value_info), (told.output, model.graph.output)):
+        del own[:]
+        own.extend(found)
 
 
 def shape(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
@@ -412,12 +421,12 @@ def reason(error: BaseException) -> str:
     return text[:300].strip().rstrip(".") or type(error).__name__
 
 
-def check(path: Path) -> None:
-    """Run ONNX's checker on the file at ``path``. Raises ConversionFailed with what it found."""
+def check(model: onnx.ModelProto) -> None:
+    """Run ONNX's checker on ``model``, without the bytes of big weights. Raises ConversionFailed with what it found."""
     import onnx
 
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(skeleton(model, shapes=False))
     except (*RAISED_BY_MODELS, onnx.checker.ValidationError) as error:  # type: ignore[misc]
         raise ConversionFailed(f"The converted model is not valid ONNX: {first_line(error)}.") from error
 
@@ -429,7 +438,7 @@ def finish(
     notes = (*notes, *make_servable(model))
     context.progress(0.7, "Saving and checking the ONNX model")
     file = save(model, context.out / OUTPUT_FOLDER)
-    check(file)
+    check(model)
     context.progress(0.8, "Running the ONNX model")
     opened = session(file, threads=context.request.threads)
     for feeds in cases:

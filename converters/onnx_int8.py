@@ -65,10 +65,9 @@ def convert(context: StepContext) -> StepOutcome:
     context.progress(0.2, f"Quantising {matrices} matrix multiplications")
 
     def build(excluded: tuple[str, ...]) -> tuple[Path, onnx.ModelProto]:
+        quantized = _quantize(model, options, excluded)
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        file = _quantize(model, scratch / onnx_file.MODEL_FILE, options, excluded)
-        return file, onnx_file.load(file)
+        return onnx_file.save(quantized, scratch), quantized
 
     def rehearse() -> Rehearsal | None:
         if onnx_file.size_bytes(model) > REHEARSED_BYTES:
@@ -118,27 +117,42 @@ def _finish(
     return onnx_file.finish(context, quantized, [case.feeds for case in reference_cases(context)], notes)
 
 
-def _quantize(model: onnx.ModelProto, file: Path, options: OnnxInt8Options, excluded: Sequence[str]) -> Path:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def _quantize(model: onnx.ModelProto, options: OnnxInt8Options, excluded: Sequence[str]) -> onnx.ModelProto:
+    """Return what onnxruntime's ``quantize_dynamic`` makes of ``model``."""
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.quant_utils import QuantizationMode, update_opset_version
 
+    from converters.channel_quantizer import DynamicChannelQuantizer
+
+    weight_type = QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     try:
         with quiet():
-            quantize_dynamic(
-                model,
-                file,
-                op_types_to_quantize=[*_MATRIX_OPERATORS, *_TABLE_OPERATORS],
-                per_channel=options.per_channel,
-                reduce_range=options.reduce_range,
-                weight_type=QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8,
+            copy = update_opset_version(copy, weight_type)
+            quantizer = DynamicChannelQuantizer(
+                copy,
+                options.per_channel,
+                options.reduce_range,
+                QuantizationMode.IntegerOps,
+                False,
+                weight_type,
+                QuantType.QUInt8,
+                None,
+                [],
                 # The quantiser splits Gemm into MatMul and Add first, and gives the MatMul a name of its own.
-                nodes_to_exclude=[part for name in excluded for part in (name, f"{name}_MatMul")],
-                use_external_data_format=onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES,
+                [part for name in excluded for part in (name, f"{name}_MatMul")],
+                [*_MATRIX_OPERATORS, *_TABLE_OPERATORS],
                 # Fused graphs hold operators that ONNX cannot infer types through.
-                extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
+                {"DefaultTensorType": onnx_file.FLOAT32, "MatMulConstBOnly": True},
             )
+            quantizer.quantize_model()
     except RAISED_BY_MODELS as error:
         raise ConversionFailed(f"The quantiser failed: {first_line(error)}.") from error
-    return file
+    quantized: onnx.ModelProto = quantizer.model.model
+    onnx_file.sort_nodes(quantized)
+    return quantized
 
 
 def quantizable(model: onnx.ModelProto) -> int:

@@ -45,7 +45,7 @@ def convert(context: StepContext) -> StepOutcome:
     options: OnnxInt8StaticOptions = context.options
     source = onnx_file.find(context.input("model"), context.request.descriptor)
     context.progress(0.05, "Reading the ONNX model")
-    inputs, outputs = onnx_file.model_specs(onnx_file.load(source))
+    inputs, outputs = onnx_file.specs(source)
     scratch = context.out / "scratch"
     try:
         model = _prepared(source, scratch, context.request.threads)
@@ -106,7 +106,8 @@ def _prepared(source: Path, scratch: Path, threads: int) -> onnx.ModelProto:
     big = onnx_file.size_bytes(model) > onnx_file.INLINE_BYTES
     model = onnx_file.load(onnx_optimize.optimize_file(source, scratch / "basic", "basic", threads=threads, big=big))
     onnx_file.name_nodes(model)
-    return onnx_file.infer_types(model)
+    onnx_file.tell_types(model)
+    return model
 
 
 def _kinds(model: onnx.ModelProto) -> list[str]:
@@ -141,13 +142,14 @@ def _quantize(
 ) -> onnx.ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    from converters.channel_quantizer import StaticChannelQuantizer
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
         with quiet():
-            quantizer = QDQQuantizer(
+            quantizer = StaticChannelQuantizer(
                 copy,
                 options.per_channel,
                 options.reduce_range,

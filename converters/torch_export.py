@@ -13,6 +13,7 @@ import numpy as np
 
 from converters import arrays, fused_attention, graph_interface, onnx_file, streamed_weights
 from converters.model_errors import RAISED_BY_MODELS, first_line
+from converters.onnx_skeleton import skeleton
 from converters.served_interface import as_original, make_servable
 from converters.silence import quiet
 from converters.tensor_sheet import TensorSheet, known
@@ -71,11 +72,11 @@ def export(context: StepContext, source: TorchSource, *, program: Any = None, no
     served = make_servable(model)
     context.progress(0.7, "Saving and checking the ONNX model")
     file = onnx_file.save(model, context.out / onnx_file.OUTPUT_FOLDER)
-    del model
-    onnx_file.check(file)
+    onnx_file.check(model)
+    model = skeleton(model)
     context.progress(0.8, "Running the ONNX model at sizes that were not traced")
     prove(context, source, cases, file)
-    return onnx_file.outcome(context, file, (*source.notes, *notes, *dropped, *served))
+    return onnx_file.outcome(context, file, (*source.notes, *notes, *dropped, *served), model)
 
 
 def feeds_of(source: TorchSource, case: TraceCase) -> tuple[torch.Tensor, ...]:

@@ -163,7 +163,7 @@ def test_big_weights_are_written_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "INLINE_BYTES", 1000)
     file = onnx_file.save(network(width=64), tmp_path / "model")
     assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
-    onnx_file.check(file)
+    onnx_file.check(onnx_file.load(file))
     assert onnx_file.session(file).get_inputs()[0].name == "extra"
 
 
