@@ -192,7 +192,7 @@ class Container:
             list(inputs),
             [output],
             op_domain=domain,
-            op_version=3 if domain else self.container.target_opset,
+            op_version={"": self.container.target_opset, "ai.onnx.ml": 3}.get(domain, 1),
             name=self.scope.get_unique_operator_name(op_type),
             **attributes,
         )

@@ -20,7 +20,7 @@ _UNARY: dict[str, str] = {
 }  # fmt: skip
 _OTHERS = (
     "calibrated", "forests", "frozen", "encoders", "gaussian", "nearest", "radius", "chains", "columns", "discriminant",
-    "splines", "projections", "regressors", "stacking", "target", "thresholds", "votes", "one_vs", "words",
+    "splines", "projections", "regressors", "stacking", "target", "thresholds", "votes", "one_vs", "words", "hashing",
 )  # fmt: skip
 """Modules that register more; they use what is here."""
 _MAX_ROUNDS = 4000
@@ -230,6 +230,17 @@ def _power(scope: Any, operator: Any, container: Any) -> None:
     give(writer, given, operator)
 
 
+def of_length_one(writer: Container, table: str, norm: str, kind: type[Any]) -> str:
+    """Return ``table`` with rows whose norm (l1 or l2) is one; a row of zeros, as of a text without a word, stays."""
+    zero, one = writer.constant(np.array(0, kind)), writer.constant(np.array(1, kind))
+    operator_name = {"l1": "ReduceL1", "l2": "ReduceL2"}[norm]
+    if writer.container.target_opset < 18:
+        length = writer.node(operator_name, [table], axes=[1], keepdims=1)
+    else:
+        length = writer.node(operator_name, [table, writer.constant(np.array([1], np.int64))], keepdims=1)
+    return writer.node("Div", [table, writer.node("Where", [writer.node("Equal", [length, zero]), one, length])])
+
+
 def _tfidf(scope: Any, operator: Any, container: Any) -> None:
     """Weights of words; skl2onnx takes log(1 + count) for a sublinear count, which is 1 + log(count)."""
     transformer = operator.raw_operator
@@ -242,8 +253,5 @@ def _tfidf(scope: Any, operator: Any, container: Any) -> None:
     if transformer.use_idf:
         table = writer.node("Mul", [table, writer.constant(np.ravel(transformer.idf_).astype(kind)[None])])
     if transformer.norm is not None:
-        operator_name = "ReduceL2" if transformer.norm == "l2" else "ReduceL1"
-        length = writer.node(operator_name, [table], axes=[1], keepdims=1)
-        # A text without a known word stays a row of zeros.
-        table = writer.node("Div", [table, writer.node("Where", [writer.node("Equal", [length, zero]), one, length])])
+        table = of_length_one(writer, table, transformer.norm, kind)
     give(writer, table, operator)

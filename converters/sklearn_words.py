@@ -6,17 +6,15 @@ where they are, so that the words around one are no pair.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from converters import sklearn_letters
 from converters.boosting_sklearn import Container
+from converters.sklearn_tokens import pattern_in_re2
 
-WORD = r"[\p{L}\p{N}_]"
-"""What Python calls a character of a word, in RE2's terms."""
-_ONLY_WORDS = re.compile(r"(\\w|[+*?]|\{\d*,?\d*\})+")
 _theirs: list[Callable[..., None]] = []
 """skl2onnx's own converter."""
 
@@ -39,17 +37,11 @@ def register() -> None:
     )
 
 
-def pattern_in_re2(pattern: str) -> str:
-    """Return what RE2 reads as Python reads ``pattern`` on text of any alphabet."""
-    plain = pattern.removeprefix("(?u)")
-    inside = plain.removeprefix(r"\b").removesuffix(r"\b")
-    if _ONLY_WORDS.fullmatch(inside):
-        plain = inside  # takes all the characters that there are, so a boundary follows by itself
-    return plain.replace(r"\w", WORD).replace(r"\d", r"\p{Nd}")
-
-
 def _convert(scope: Any, operator: Any, container: Any) -> None:
     model = operator.raw_operator
+    if model.analyzer in ("char", "char_wb"):
+        sklearn_letters.write(scope, operator, container)
+        return
     if model.analyzer == "word" and model.tokenizer is None:
         container.add_options(id(model), {"tokenexp": pattern_in_re2(model.token_pattern)})
     start = len(container.nodes)
@@ -61,11 +53,11 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     [counted] = [node for node in added if node.op_type == "TfIdfVectorizer"]
     [split] = [node for node in added if node.op_type == "Tokenizer"]
     pad = next(attribute.s for attribute in split.attribute if attribute.name == "pad_value").decode()
-    counted.input[0] = _without(Container(scope, container), counted.input[0], stops, pad)
+    counted.input[0] = without(Container(scope, container), counted.input[0], stops, pad)
 
 
-def _without(writer: Container, words: str, stops: list[str], pad: str) -> str:
-    """Return ``words``, [1, words of one text], without those of ``stops``: what is left moves up, pads follow."""
+def without(writer: Container, words: str, stops: list[str], pad: str) -> str:
+    """Return ``words``, [N, words], without those of ``stops``: what is left moves up, pads follow."""
     node = writer.node
     zero, last = writer.constant(np.array([0], np.int64)), writer.constant(np.array([-1], np.int64))
     kept = node("LabelEncoder", [words], domain="ai.onnx.ml", keys_strings=[*stops, pad],

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
 
-from converters.sklearn_words import pattern_in_re2
+from converters.sklearn_tokens import pattern_in_re2
 
 pytestmark = pytest.mark.sklearn
 TEXTS = np.array(
