@@ -19,6 +19,8 @@ from schemas.errors import LimitExceeded, ModelFailed, Quarantined, Unsupported
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 MAX_SUBGRAPHS = 100_000
+MAX_TYPES = 1000
+"""Tensors that are served as others and named in the descriptor; one is enough for the original not to be served."""
 RUNTIME_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
@@ -237,12 +239,13 @@ def _signature(draft: Draft, graph: Any) -> None:
                 )
             _check_served(side, value)
             if value.type_in_file:
-                types[value.name] = value.type_in_file
+                _note_type(types, value.name, value.type_in_file)
                 draft.note(f"The {side} {name!r} {_served_as(value)}")
     bare = [value for value in takes if value.axes is None]
     if any(value.name not in draft.told_inputs for value in bare):
         raise which_shapes(takes)
-    types.update((value.name, "tensor without a shape") for value in bare if not value.type_in_file)
+    for value in bare:
+        _note_type(types, value.name, value.type_in_file or "tensor without a shape")
     draft.know(types_in_file=types)
     batch = batch_names(value.axes for value in takes)
     described = [
@@ -254,6 +257,11 @@ def _signature(draft: Draft, graph: Any) -> None:
     specs = [spec for spec in described if spec is not None]
     draft.know(inputs=tuple(specs[: len(takes)]), outputs=tuple(specs[len(takes) :]))
     _flops(draft, graph)
+
+
+def _note_type(types: dict[str, str], name: str, kind: str) -> None:
+    if len(types) < MAX_TYPES and name == clean(name, 256):
+        types[name] = kind
 
 
 def _check_served(side: str, value: Value) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 
 from analyzer.draft import clean
@@ -27,7 +29,7 @@ def which_shapes(values: Sequence[Value]) -> NeedsInput:
     """Ask for the shapes of an ONNX graph's inputs of which one declares none; the others stand as they are."""
     bare = next(value for value in values if value.axes is None)
     lines = "\n".join(
-        f"- {{name: {clean(value.name, 80)}, dtype: {value.dtype or 'float32'}, shape: [{_example(value)}]}}"
+        f"- {{name: {_yaml(value.name)}, dtype: {value.dtype or 'float32'}, shape: [{_example(value)}]}}"
         for value in values
     )
     return NeedsInput(
@@ -36,6 +38,11 @@ def which_shapes(values: Sequence[Value]) -> NeedsInput:
         hint="Write it into <filename>.modelium.yaml, or modelium.yaml inside a folder, with your own sizes, and names "
         f"for axes that change:\ninputs:\n{lines}",
     )
+
+
+def _yaml(name: str) -> str:
+    plain = clean(name, 80)
+    return plain if re.fullmatch(r"[A-Za-z_][\w.:/-]*", plain) else json.dumps(plain, ensure_ascii=False)
 
 
 def _example(value: Value) -> str:

@@ -113,7 +113,7 @@ class ModelDescriptor(Document):
     )
     types_in_file: dict[str, str] = Field(
         default_factory=dict,
-        max_length=10_000,
+        max_length=1000,
         description="Tensor name to its type in an ONNX file that is served otherwise, such as sequence, float8_e5m2",
     )
     opset: int | None = None

@@ -205,6 +205,11 @@ def test_an_input_without_a_shape_is_asked_for_and_answered_by_a_sidecar(tmp_pat
     descriptor = accepted(tmp_path / "m.onnx", sidecar=Sidecar.model_validate(said))
     assert [(spec.name, spec.shape) for spec in descriptor.inputs] == [("x", ("batch", 64))]
     assert descriptor.types_in_file == {"x": "tensor without a shape"}
+    for odd in ("x:0", "a, b", "{y}", "é", "1"):
+        model.graph.input[0].name = odd
+        onnx.save(model, str(tmp_path / "odd.onnx"))
+        hint = refused(tmp_path / "odd.onnx", "needs_input").hint
+        assert [line["name"] for line in yaml.safe_load(hint[hint.index("inputs:") :])["inputs"]] == [odd]
     elsewhere = Sidecar.model_validate({"inputs": [{"name": "z", "shape": [1]}]})
     refused(tmp_path / "m.onnx", "needs_input", sidecar=elsewhere)
 
@@ -250,6 +255,17 @@ def test_what_triton_cannot_be_told_is_refused_before_anything_runs(tmp_path, gr
     del constant.graph.input[:]
     onnx.save(constant, str(tmp_path / "constant.onnx"))
     assert "takes no inputs" in refused(tmp_path / "constant.onnx", "unsupported").message
+
+
+def test_names_that_no_descriptor_holds_are_not_listed_by_their_type(tmp_path, graph_model):
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    model = graph_model()
+    names = ["<script>\n", "x" * 300, *(f"o{number}" for number in range(1100))]
+    model.graph.input.extend(helper.make_value_info(name, kind) for name in names)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+
+    types = describe(tmp_path / "m.onnx").descriptor.types_in_file
+    assert len(types) == 1000 and set(types) <= set(names[2:])
 
 
 def test_axes_of_size_0_are_told_and_not_refused(tmp_path, graph_model, accepted):
