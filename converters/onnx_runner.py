@@ -58,6 +58,12 @@ class OnnxRunner:
         takes, gives = self._session.get_inputs(), self._session.get_outputs()
         self._maps, shapes = _held(path, (*takes, *gives))
         self._lists = frozenset(node.name for node in (*takes, *gives) if "seq(" in node.type)
+        if self._by_value and self._lists:
+            raise Unsupported(
+                f"{path.name} has sequences beside tensors of bfloat16 or float8, which onnxruntime's Python interface "
+                "carries one without the other.",
+                hint="Export the model with float32 tensors, or without sequences, at its ends.",
+            )
         self.inputs = tuple(_spec(node, shapes) for node in takes)
         self.outputs = tuple(
             _zipped(node, self._maps[node.name], self.inputs) if node.name in self._maps else _spec(node, shapes)

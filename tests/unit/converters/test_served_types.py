@@ -125,6 +125,17 @@ def test_tensors_of_other_shapes_in_one_sequence_are_refused_by_name(tmp_path: P
         OnnxRunner(tmp_path / "m.onnx").run(feeds)
 
 
+def test_sequences_beside_types_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
+    model = _model(
+        [helper.make_node("Cast", ["x"], ["wide"], to=1), helper.make_node("SequenceConstruct", ["wide"], ["ys"])],
+        [helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [2])],
+        [_sequence("ys", 2)],
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(Unsupported, match="sequences beside tensors"):
+        OnnxRunner(tmp_path / "m.onnx")
+
+
 def test_a_sequence_that_is_used_inside_a_loop_is_renamed_there_too(tmp_path: Path) -> None:
     body = helper.make_graph(
         [
