@@ -76,6 +76,22 @@ def test_dynamic_int8_is_what_quantize_dynamic_writes(
     assert onnx_file.operators(ours)["MatMulInteger"] == 2
 
 
+def test_a_weight_that_holds_nothing_is_left_to_onnxruntime(tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="matmul")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 0])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.zeros((0, 4), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ours = onnx_int8._quantize(model, OnnxInt8Options(per_channel=True, reduce_range=False), ())
+    quantize_dynamic(model, tmp_path / "theirs.onnx", per_channel=True, extra_options={"DefaultTensorType": 1})
+    assert _parts(ours) == _parts(onnx.load(tmp_path / "theirs.onnx"))
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("reduce_range", [True, False])
 def test_static_int8_is_what_onnxruntime_s_own_quantiser_makes(per_channel: bool, reduce_range: bool) -> None:

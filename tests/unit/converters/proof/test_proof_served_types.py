@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from converters import onnx_optimize
+from converters.batching import fixed_rows
 from converters.onnx_runner import OnnxRunner
-from schemas.descriptor import Format
+from schemas.descriptor import Format, KnownBy, TensorSpec
 
 
 def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], output: int = 1) -> Path:
@@ -79,3 +80,10 @@ def test_an_answer_that_holds_nothing_is_served_with_an_axis_that_may(tell, tmp_
     report = _proven(story, path)
     assert [spec.shape for spec in (*report.inputs, *report.served_outputs)] == [("x_0", 2), ("y_0", 2)]
     assert OnnxRunner(path).run({"x": np.zeros((0, 2), np.float32)})["y"].shape == (0, 2)
+
+
+def test_a_model_of_no_rows_takes_no_fixed_number_of_them() -> None:
+    def rows(count: int) -> TensorSpec:
+        return TensorSpec(name="x", dtype="float32", shape=(count, 2), known_by=KnownBy.HEADER)
+
+    assert fixed_rows((rows(4),)) == 4 and fixed_rows((rows(0),)) is None
