@@ -82,32 +82,42 @@ class OnnxRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Return the outputs by name. Raises ModelFailed when the model refuses these inputs."""
-        return {name: self._kept(name, value) for name, value in zip(self._outputs, self._call(feeds)(), strict=True)}
+        values = self._prepared(feeds)
+        session, names = self._session, self._outputs
+        given = self._running(
+            (lambda: ort_values.run(session, names, values)) if self._by_value else (lambda: session.run(names, values))
+        )()
+        return {name: self._kept(name, value) for name, value in zip(names, given, strict=True)}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs ``feeds`` once and leaves the outputs as the runtime gives them, for timing."""
-        return self._call(feeds)
+        values, session, names = self._prepared(feeds), self._session, self._outputs
+        if self._by_value:
+            binding = ort_values.bound(session, names, values)
+            return self._running(lambda: session.run_with_iobinding(binding))
+        return self._running(lambda: session.run(names, values))
 
-    def _call(self, feeds: Mapping[str, Array]) -> Callable[[], Sequence[Any]]:
+    def _prepared(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        """Return what onnxruntime takes of ``feeds``. Raises ModelFailed when an input is missing."""
         ready = {name: self._fed(feeds[name], spec) for name, spec in self._specs.items() if name in feeds}
         missing = [name for name in self._specs if name not in ready]
         if missing:
             raise ModelFailed(f"The model takes an input {missing[0]!r} that was not given.", hint=self._signature())
-        session, outputs, errors, by_value = self._session, self._outputs, self._errors, self._by_value
-        values = ort_values.ready(session, ready) if by_value else ready
+        return ort_values.ready(self._session, ready) if self._by_value else ready
 
-        def call() -> Sequence[Any]:
+    def _running(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Return ``call``, raising ModelFailed where onnxruntime refuses."""
+        errors = self._errors
+
+        def run() -> Any:
             try:
-                result: Sequence[Any] = (
-                    ort_values.run(session, outputs, values) if by_value else session.run(outputs, values)
-                )
+                return call()
             except errors as error:
                 raise ModelFailed(
                     f"onnxruntime could not run the model: {reason(error)}.", hint=self._signature()
                 ) from error
-            return result
 
-        return call
+        return run
 
     def _fed(self, array: Array, spec: TensorSpec) -> Any:
         array = fed(cast(array, spec), spec.shape)

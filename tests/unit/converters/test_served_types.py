@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from converters import onnx_file
 from converters.onnx_runner import OnnxRunner
 from converters.served_types import FLOAT8, make_plain
-from schemas.errors import Unsupported
+from schemas.errors import ModelFailed, Unsupported
 
 
 def _float(name: str, *shape: int | str) -> onnx.ValueInfoProto:
@@ -123,6 +123,28 @@ def test_tensors_of_other_shapes_in_one_sequence_are_refused_by_name(tmp_path: P
     feeds = {"x": np.zeros(2, np.float32), "longer": np.zeros(3, np.float32)}
     with pytest.raises(Unsupported, match="'ys' is a sequence that has tensors of different shapes"):
         OnnxRunner(tmp_path / "m.onnx").run(feeds)
+
+
+def test_a_timed_run_of_types_that_numpy_lacks_goes_around_their_values(tmp_path: Path, monkeypatch: Any) -> None:
+    def doubled(other: str) -> onnx.ModelProto:
+        names = dict.fromkeys(("x", other))
+        nodes = [helper.make_node("Cast", [name], [f"{name}_wide"], to=1) for name in names]
+        nodes.append(helper.make_node("Add", ["x_wide", f"{other}_wide"], ["sum"]))
+        nodes.append(helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.BFLOAT16))
+        takes = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [f"{name}_size"]) for name in names]
+        return _model(nodes, takes, [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, ["n"])])
+
+    onnx.save(doubled("x"), tmp_path / "m.onnx")
+    onnx.save(doubled("z"), tmp_path / "two.onnx")
+    feeds = {"x": np.array([1, 2], np.float32)}
+    runner = OnnxRunner(tmp_path / "m.onnx")
+    assert runner.run(feeds)["y"].tolist() == [2, 4]
+    call = runner.bind(feeds)
+    monkeypatch.setattr("converters.ort_values.run", None)
+    assert call() is None, "what is timed leaves the outputs with onnxruntime"
+    misfit = OnnxRunner(tmp_path / "two.onnx").bind(feeds | {"z": np.zeros(3, np.float32)})
+    with pytest.raises(ModelFailed, match="could not run"):
+        misfit()
 
 
 def test_sequences_beside_types_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
