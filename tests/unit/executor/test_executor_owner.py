@@ -61,7 +61,8 @@ def _owner(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _is_soon(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
+    # What would be left runs for 1000 s; on a busy machine what ends takes seconds to be gone.
+    deadline = time.monotonic() + 60
     while not (is_met := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return is_met
