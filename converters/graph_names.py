@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from converters.graph_walk import bodies
 
 if TYPE_CHECKING:
     import onnx
@@ -14,7 +15,7 @@ def rename_uses(graph: onnx.GraphProto, old: str, new: str) -> None:
     for node in graph.node:
         if old in node.input:
             node.input[:] = [new if name == old else name for name in node.input]
-        for body in _bodies(node):
+        for body in bodies(node):
             own = {value.name for value in body.input} | {name for inner in body.node for name in inner.output}
             if old not in own:
                 rename_uses(body, old, new)
@@ -27,10 +28,3 @@ def rename_made(graph: onnx.GraphProto, old: str, new: str) -> None:
     for node in graph.node:
         node.output[:] = [new if name == old else name for name in node.output]
     rename_uses(graph, old, new)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs

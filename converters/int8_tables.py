@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters import onnx_file
+from converters.graph_walk import all_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ def shrink(model: onnx.ModelProto) -> int:
     onnx_file.name_nodes(model)
     total = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         for place, name in enumerate(node.input):
             if node.op_type != "Gather" or place != 0 or any(a.name == "axis" and a.i != 0 for a in node.attribute):
                 readers[name].append(onnx.NodeProto())

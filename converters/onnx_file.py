@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters import ort_values
+from converters.graph_walk import all_graphs, all_nodes
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.onnx_skeleton import skeleton, write
 from converters.served_interface import fed, make_servable
@@ -313,31 +314,6 @@ def sort_nodes(model: onnx.ModelProto) -> None:
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     ONNXModel(model).topological_sort()
-
-
-def all_nodes(model: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
-    """Yield every node of the graph, its subgraphs and its local functions."""
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        yield from _walk(nodes)
-
-
-def all_graphs(model: onnx.ModelProto) -> list[onnx.GraphProto]:
-    """Return the graph and its subgraphs."""
-    return [model.graph, *(body for node in all_nodes(model) for body in _bodies(node))]
-
-
-def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for body in _bodies(node):
-            yield from _walk(body.node)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def opset(model: onnx.ModelProto) -> int:

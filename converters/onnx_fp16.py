@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from converters import graph_interface, onnx_file
+from converters.graph_walk import all_nodes
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
@@ -57,7 +58,7 @@ def convert(context: StepContext) -> StepOutcome:
     graph_interface.restore_inputs(half, inputs)
     graph_interface.restore_outputs(half, [spec.name for spec in outputs])
     graph_interface.name_axes(half, inputs, outputs)
-    kept = sorted({node.op_type for node in onnx_file.all_nodes(half) if node.op_type in blocked})
+    kept = sorted({node.op_type for node in all_nodes(half) if node.op_type in blocked})
     count = weights(half, onnx_file.FLOAT16)
     notes = [f"{count} of {floats} weights are stored as float16; inputs and outputs stay float32."]
     if kept:

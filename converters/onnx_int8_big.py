@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import onnx_file
+from converters.graph_walk import all_nodes
 from schemas.errors import ConversionFailed
 from schemas.step_options import OnnxInt8Options
 
@@ -55,7 +56,7 @@ class _Quantizer:
                 self.nodes.append(node)
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
-        used = Counter(name for node in onnx_file.all_nodes(self.model) for name in node.input)
+        used = Counter(name for node in all_nodes(self.model) for name in node.input)
         used.update(value.name for value in self.model.graph.output)
         for name, tensor in self.weights.items():
             if not used[name]:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from converters import onnx_file, onnx_older_forms
+from converters.graph_walk import all_nodes
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from schemas.errors import ConversionFailed
 
@@ -62,7 +63,7 @@ def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _newer(model: onnx.ModelProto, opset: int) -> list[str]:
     first = _first_versions()
-    used = {node.op_type for node in onnx_file.all_nodes(model) if node.domain in _ONNX}
+    used = {node.op_type for node in all_nodes(model) if node.domain in _ONNX}
     return sorted(name for name in used if first.get(name, 0) > opset)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import onnx_file
+from converters.graph_walk import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +24,7 @@ def write_out(model: onnx.ModelProto, newer: Sequence[str]) -> None:
     types = _element_types(model)
     taken = 0
     # What is inside first: a graph whose nodes change gets new ones, with new graphs inside them.
-    for graph in [*reversed(onnx_file.all_graphs(model)), *model.functions]:
+    for graph in [*reversed(all_graphs(model)), *model.functions]:
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             form = forms.get(node.op_type) if node.domain in _ONNX else None
@@ -198,7 +199,7 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return the element type of every tensor whose type is told or can be."""
     typed = onnx_file.infer_types(model)
     types: dict[str, int] = {}
-    for graph in onnx_file.all_graphs(typed):
+    for graph in all_graphs(typed):
         for value in (*graph.value_info, *graph.input, *graph.output):
             if value.type.tensor_type.elem_type:
                 types[value.name] = value.type.tensor_type.elem_type

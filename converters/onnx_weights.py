@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from converters import graph_interface, int8_tables, onnx_file
+from converters.graph_walk import all_nodes
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.silence import quiet
 from converters.trace_inputs import reference_cases
@@ -97,7 +98,7 @@ def split_gemm(model: onnx.ModelProto) -> None:
     kept = onnx.GraphProto(node=nodes)
     del model.graph.node[:]
     model.graph.node.extend(kept.node)
-    used = {name for node in onnx_file.all_nodes(model) for name in node.input}
+    used = {name for node in all_nodes(model) for name in node.input}
     used |= {value.name for value in model.graph.output}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)

@@ -11,6 +11,7 @@ import numpy as np
 from converters import graph_interface, onnx_file, sklearn_extra, sklearn_projections, sklearn_radius
 from converters.arrays import Arrays, dtype_name
 from converters.boosting_sklearn import boosted, library_of, note_gaps, register
+from converters.graph_walk import all_nodes
 from converters.model_errors import RAISED_BY_MODELS, first_line
 from converters.sklearn_runner import SklearnRunner, load_estimator, quiet
 from converters.sklearn_steps import everything, inside, leading, steps_of
@@ -237,7 +238,7 @@ def _use_any_locale(model: onnx.ModelProto) -> None:
     """Have strings made lower case in C.UTF-8: the default, en_US.UTF-8, is not installed on most servers."""
     from onnx import helper
 
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         if node.op_type == "StringNormalizer":
             kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
             del node.attribute[:]
@@ -249,7 +250,7 @@ def _split_words(model: onnx.ModelProto) -> None:
 
     skl2onnx writes it as ASCII words of one character or more, which then stand between the two of a pair.
     """
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         for attribute in node.attribute if node.op_type == "Tokenizer" else ():
             if attribute.name == "tokenexp" and attribute.s == b"[a-zA-Z0-9_]+":
                 attribute.s = rb"[\p{L}\p{N}_][\p{L}\p{N}_]+"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters import onnx_file
+from converters.graph_walk import all_nodes
 from converters.sklearn_steps import steps_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def route_missing_values(model: onnx.ModelProto, estimator: Any) -> None:
         waiting[_branches(tree.children_left, tree.children_right)].append(tree)
     if not waiting:
         return
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         found = {attribute.name: attribute for attribute in node.attribute}
         if _TRACKS not in found or "nodes_treeids" not in found or not all(name in found for name in _SHAPE):
             continue

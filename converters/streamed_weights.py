@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from converters import onnx_file
+from converters.graph_walk import all_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -101,7 +102,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 def _transposed(model: onnx.ModelProto, weights: set[str]) -> dict[str, str]:
     """Take away Transpose nodes that are a matrix's only user; return the matrix's name to the node's output."""
     users: Counter[str] = Counter()
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         users.update(name for name in node.input if name)
     outputs = {value.name for value in model.graph.output}
     folded: dict[str, str] = {}

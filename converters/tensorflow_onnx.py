@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters import graph_interface, onnx_file, tensorflow_operators, tensorflow_source, tensorflow_tables
+from converters.graph_walk import all_graphs, all_nodes
 from converters.model_errors import first_line
 from converters.runners import descriptor_of
 from converters.silence import quiet
@@ -177,7 +178,7 @@ def _rename_inputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     taken = (inner | {tensor.name for tensor in model.graph.initializer}) - set(old)
     mapping = {name: f"{name}_inner" for name in set(names) & taken}
     mapping.update(zip(old, names, strict=True))
-    for graph in onnx_file.all_graphs(model):
+    for graph in all_graphs(model):
         for node in graph.node:
             node.input[:] = [mapping.get(name, name) for name in node.input]
             node.output[:] = [mapping.get(name, name) for name in node.output]
@@ -229,7 +230,7 @@ def _check_operators(model: onnx.ModelProto) -> None:
 
     versions = {entry.domain: entry.version for entry in model.opset_import}
     unknown: dict[str, list[str]] = {}
-    for node in onnx_file.all_nodes(model):
+    for node in all_nodes(model):
         plain = node.domain in ("", "ai.onnx")
         known = onnx.defs.has(node.op_type, versions.get("", 1), "") if plain else node.domain in _RAN
         if not known:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from converters import onnx_file
+from converters.graph_walk import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +58,7 @@ def expand(model: onnx.ModelProto) -> None:
     """Write what is known below in ONNX's own operators, in the graph and its subgraphs; the rest stays."""
     if onnx_file.opset(model) < _NEEDED_OPSET:
         return
-    for graph in onnx_file.all_graphs(model):
+    for graph in all_graphs(model):
         if not any(node.op_type in _EXPANSIONS for node in graph.node):
             continue
         nodes: list[onnx.NodeProto] = []
