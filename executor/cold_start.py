@@ -23,7 +23,14 @@ _DIGITS = range(3, 10)
 """The descriptors that a shell can name."""
 
 _LAUNCH = """exec {owner}<&0 </dev/null
-(read -r _ || kill -KILL 0) <&{owner} {owner}<&- >/dev/null 2>&1 &
+(read -r _ || {{
+  passes=100 groups=$1; shift
+  while [ $passes -gt 0 ] && [ $groups -gt 0 ] && read -r _ <"$1"; do
+    while read -r pid; do kill -KILL "$pid"; done <"$1"
+    passes=$((passes - 1))
+  done
+  kill -KILL 0
+}}) <&{owner} {owner}<&- >/dev/null 2>&1 &
 exec {owner}<&-
 groups=$1; shift
 while [ $groups -gt 0 ]; do echo $$ >"$1" || exit 125; shift; groups=$((groups - 1)); done
@@ -33,8 +40,9 @@ exec "$@"
 
 A shell does it because code between fork and exec of a threaded Python process is not safe, and the groups must be
 joined before the first byte runs. What it leaves beside the rest waits until its owner has gone, however that ended,
-and then ends this process group: bubblewrap's ``--die-with-parent`` holds only once all of it has been set up, and
-whose launcher was killed before that waits for it for ever, or runs on.
+and then ends all in the first control group, and this process group: bubblewrap's ``--die-with-parent`` holds only once
+all of it has been set up, and whose launcher was killed before that waits for it for ever, or runs on, in a session of
+its own by then that no signal to this one reaches. Without a control group one start in some hundreds may be left so.
 """
 _adopters, _adopters_lock = 0, threading.Lock()
 
