@@ -31,6 +31,18 @@ started = ColdStart(["/bin/sh", "-c", "sleep 1000; true"], pipes, Cgroup("", {})
 print(started.pid, flush=True)
 sys.stdin.read()
 """
+# An owner of what has left its launcher's session, as bubblewrap's process 1 has before it asks to die with its parent.
+_IN_A_SESSION_OF_ITS_OWN = """
+import sys, time
+from pathlib import Path
+from executor.cgroup import Cgroup
+from executor.cold_start import ColdStart
+from executor.pipes import Pipes
+group = Cgroup.create()
+started = ColdStart(["/bin/sh", "-c", "setsid sleep 1000; true"], Pipes(), group, Path("/"))
+print(group.entrances[0] if group.entrances else "", flush=True)
+sys.stdin.read()
+"""
 # An owner that starts one sandbox after the other, each of which would sleep.
 _RESTLESS = """
 import sys, threading
@@ -61,8 +73,7 @@ def _owner(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _is_soon(condition: Callable[[], bool]) -> bool:
-    # What would be left runs for 1000 s; on a busy machine what ends takes seconds to be gone.
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 5
     while not (is_met := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return is_met
@@ -86,6 +97,21 @@ def test_a_launcher_that_nothing_ends_yet_goes_with_its_owner():
         assert _is_soon(lambda: len(_in_session(leader)) >= 3)  # the launcher, what it started, what watches the owner
         owner.send_signal(signal.SIGKILL)
         assert _is_soon(lambda: not _in_session(leader)), _in_session(leader)
+
+
+def test_what_has_left_the_session_goes_with_its_owner_by_its_control_group():
+    with _owner(_IN_A_SESSION_OF_ITS_OWN) as owner:
+        entrance = owner.stdout.readline().strip()
+        if not entrance:
+            pytest.skip("no control group can be made here")
+
+        def inside() -> list[str]:
+            return Path(entrance).read_text().split()
+
+        assert _is_soon(lambda: len(inside()) == 2), inside()  # the launcher and what it started
+        owner.send_signal(signal.SIGKILL)
+        assert _is_soon(lambda: not inside()), inside()
+    Path(entrance).parent.rmdir()
 
 
 @pytest.mark.sandbox
